@@ -1,0 +1,189 @@
+"""`generate`, `score` and `export`: a model from files to files."""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax import data
+from ppo_jax.arguments import ExportArgs, GenerateArgs, ScoreArgs
+from ppo_jax.config import DataOptions, ModelConfig, ModelOptions, ParallelOptions, RolloutOptions
+from ppo_jax.errors import ConfigError, DataError, StorageError
+from ppo_jax.loading import load_trunk, open_source
+from ppo_jax.model import make_decoder, rollout_copy
+from ppo_jax.rollout import sharded_sample
+from ppo_jax.scoring import Scorer, forward
+from ppo_jax.sharding import batch_devices, make_mesh, put_batch, put_replicated
+from ppo_jax.tokenizer import decode
+from ppo_jax.types import Prompts, Rollout
+from ppo_jax.weights import save_hf
+
+ANY_LENGTH = 2**30  # prompts are held against the model's context instead
+
+
+def generate(args: GenerateArgs) -> None:
+    """Continue each prompt of a file; one line a prompt, in the file's order.
+
+    `logprobs` are of the distribution sampled from; at temperature 0 of the model at temperature 1.
+    """
+    source = open_source(args.model)
+    dataset = _read_prompts(args.prompts, source)
+    width = data.prompt_width(dataset)
+    _check_context(source.config, width, args.max_new_tokens, args.prompts)
+    if args.top_k is not None and args.top_k > source.config.vocab_size:
+        raise ConfigError(
+            f"top_k={args.top_k}: the vocabulary has {source.config.vocab_size} tokens"
+        )
+    options = RolloutOptions(
+        max_new_tokens=args.max_new_tokens, top_k=args.top_k, top_p=args.top_p
+    )
+    mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
+    params = put_replicated(mesh, rollout_copy(decoder, load_trunk(source)))
+    sample = jax.jit(sharded_sample(mesh, decoder, options, greedy=args.temperature == 0))
+    temperature = jnp.float32(args.temperature)
+    key = jax.random.key(args.seed)
+
+    def lines() -> Iterator[dict]:
+        for rows in _batches(len(dataset.prompts), args.batch_size, batch_devices(mesh)):
+            prompts = _prompts(dataset, rows, source.config.pad_token_id, width)
+            rollout = jax.device_get(
+                sample(params, None, put_batch(mesh, prompts), key, temperature)
+            )
+            for i, row in enumerate(_unpadded(rows)):
+                ids = rollout.response_ids_BT[i, : rollout.lengths_B[i]].tolist()
+                yield {
+                    "prompt": dataset.prompts[row],
+                    "response": decode(source.tokenizer, ids),
+                    "response_ids": ids,
+                    "logprobs": rollout.logprobs_BT[i, : len(ids)].tolist(),
+                }
+
+    _write_lines(args.out, lines())
+
+
+def score(args: ScoreArgs) -> None:
+    """Log-probabilities (temperature 1) of given responses; `ids` are the response's tokens.
+
+    A row's own `response_ids`, as `generate` writes them, are scored as they are.
+    """
+    source = open_source(args.model)
+    dataset = _read_prompts(args.data, source)
+    responses = _response_ids(dataset, source)
+    width, longest = data.prompt_width(dataset), max(map(len, responses))
+    _check_context(source.config, width, longest, args.data)
+    mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
+    params = put_replicated(mesh, load_trunk(source))
+    rows_a_device = max(1, args.batch_size // batch_devices(mesh))
+    chunk = max(1, ModelOptions().logit_chunk // rows_a_device)
+    program = jax.jit(functools.partial(_logprobs, Scorer(decoder, decoder, (), 0, chunk)))
+
+    def lines() -> Iterator[dict]:
+        for rows in _batches(len(dataset.prompts), args.batch_size, batch_devices(mesh)):
+            prompts = _prompts(dataset, rows, source.config.pad_token_id, width)
+            rollout = _given(prompts, [responses[row] for row in rows], longest)
+            logprobs_BT = jax.device_get(program(params, put_batch(mesh, rollout)))
+            for i, row in enumerate(_unpadded(rows)):
+                ids = responses[row]
+                yield {
+                    "prompt": dataset.prompts[row],
+                    "response": dataset.columns["response"][row],
+                    "ids": ids,
+                    "logprobs": logprobs_BT[i, : len(ids)].tolist(),
+                }
+
+    _write_lines(args.out, lines())
+
+
+def export(args: ExportArgs) -> None:
+    """Write a model as a Hugging Face folder."""
+    source = open_source(args.model)
+    save_hf(args.out, source.config, load_trunk(source), source.tokenizer, dtype=args.dtype)
+    print(f"{args.out}: {args.dtype} weights, config and tokenizer of {args.model}")
+
+
+def _logprobs(scorer: Scorer, params, rollout: Rollout):
+    return forward(scorer, params, rollout, jnp.float32(1.0)).logprobs_BT
+
+
+def _read_prompts(path: str, source) -> data.Dataset:
+    options = DataOptions(path=path, max_prompt_tokens=ANY_LENGTH)
+    return data.load_dataset(options, source.tokenizer, vocab_size=source.config.vocab_size)
+
+
+def _check_context(config: ModelConfig, prompt: int, response: int, path: str) -> None:
+    if prompt + response > config.max_positions:
+        raise DataError(
+            f"{path}: the longest prompt ({prompt} tokens) and {response} response tokens do not "
+            f"fit the model's {config.max_positions} positions"
+        )
+
+
+def _response_ids(dataset: data.Dataset, source) -> list[list[int]]:
+    """Tokens of each response: the row's own `response_ids`, else the text's."""
+    if "response" not in dataset.columns:
+        present = ", ".join(["prompt", *dataset.columns])
+        raise DataError(f"{dataset.path}: no column `response` (columns: {present})")
+    given = dataset.columns.get("response_ids", [None] * len(dataset.prompts))
+    result = []
+    for line, text, ids in zip(dataset.lines, dataset.columns["response"], given, strict=True):
+        where = f"{dataset.path}:{line}"
+        if not isinstance(text, str):
+            raise DataError(f"{where}: response is {type(text).__name__}, expected a string")
+        if ids is None:
+            ids = source.tokenizer.encode(text, add_special_tokens=False)
+        valid = lambda i: type(i) is int and 0 <= i < source.config.vocab_size
+        if not isinstance(ids, list) or not ids or not all(map(valid, ids)):
+            raise DataError(
+                f"{where}: the response has no tokens, or one outside the vocabulary of "
+                f"{source.config.vocab_size}"
+            )
+        result.append(ids)
+    return result
+
+
+def _batches(count: int, size: int, devices: int) -> Iterator[np.ndarray]:
+    """Row numbers of each batch, all of one size; the last batch is filled up with -1."""
+    size = -(-min(size, count) // devices) * devices
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        yield np.where(rows < count, rows, -1)
+
+
+def _unpadded(rows: np.ndarray) -> list[int]:
+    return [int(row) for row in rows if row >= 0]
+
+
+def _prompts(dataset: data.Dataset, rows: np.ndarray, pad_id: int, width: int) -> Prompts:
+    index = np.maximum(rows, 0)  # a filling row repeats row 0 and is not written
+    return data.prompt_rows(dataset, index, pad_id=pad_id, width=width)
+
+
+def _given(prompts: Prompts, responses: Sequence[list[int]], width: int) -> Rollout:
+    """Given responses in the form of a rollout."""
+    ids_BT = np.zeros((len(responses), width), np.int32)
+    lengths_B = np.asarray([len(ids) for ids in responses], np.int32)
+    for row, ids in zip(ids_BT, responses, strict=True):
+        row[: len(ids)] = ids
+    mask_BT = (np.arange(width) < lengths_B[:, None]).astype(np.float32)
+    ended_B = np.ones(len(responses), bool)
+    return Rollout(
+        prompts.ids_BP, prompts.mask_BP, ids_BT, mask_BT, lengths_B, ended_B, 0 * mask_BT, None, None
+    )
+
+
+def _write_lines(path: str, lines: Iterator[dict[str, Any]]) -> None:
+    """Each line as soon as it is there, to a file that takes its name when it is whole."""
+    out = Path(path)
+    partial = out.with_name(out.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        partial.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror})") from None

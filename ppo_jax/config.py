@@ -1,0 +1,211 @@
+"""Configuration of a run: frozen nested dataclasses, and the traced hyper-parameters.
+
+`Config` without its `hparams` is static: shapes and choices of algorithm, so changing it may
+recompile. `HParams` is a pytree of scalars handed to the compiled step: changing one never does.
+A field that is `None` is a feature that is not in the program at all.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's frequency-dependent stretching of the rotary wavelengths."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Llama-family decoder (Hugging Face's key in brackets where it differs)."""
+
+    vocab_size: int = 259
+    embed_dim: int = 64  # [hidden_size]
+    num_layers: int = 2  # [num_hidden_layers]
+    num_heads: int = 4  # [num_attention_heads]
+    num_kv_heads: int = 2  # [num_key_value_heads]
+    head_dim: int = 16
+    mlp_dim: int = 128  # [intermediate_size]
+    max_positions: int = 512  # [max_position_embeddings], tokens
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5  # [rms_norm_eps]
+    tie_embeddings: bool = True  # [tie_word_embeddings]
+    init_std: float = 0.02  # [initializer_range], for random weights
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = (257,)  # [eos_token_id], one or several
+    pad_token_id: int = 258  # may equal an EOS id: masks come from lengths
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    path: str | None = "smollm2-135m"  # folder (Hugging Face or run) or known name; None: random
+    shape: ModelConfig = ModelConfig()  # of the random model, read only when path is None
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bf16 off the CPU
+    scan_layers: Literal["auto", "scan", "unroll"] = "auto"  # in the update; auto: by depth
+    remat: Literal["none", "dots", "full"] = "full"  # what a layer recomputes in the backward pass
+    logit_chunk: int = 256  # tokens whose logits exist at once, per device
+    critic: Literal["shared", "separate"] = "shared"  # head on the policy's trunk, or a model
+    critic_path: str | None = None  # the separate critic's start; None: a copy of the policy
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    path: str = "experiments/data/openings.jsonl"  # .jsonl or .jsonl.gz with a `prompt` column
+    max_prompt_tokens: int = 64
+    overlong: Literal["error", "drop", "truncate"] = "error"  # truncate keeps the last tokens
+    shuffle: bool = True
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    batch_size: int = 32  # sequences an iteration, over all devices
+    samples_per_prompt: int = 1
+    max_new_tokens: int = 24
+    min_new_tokens: int = 0  # stop ids are not sampled before this many tokens
+    stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS ids
+    top_k: int | None = None  # at most 256
+    top_p: float | None = None  # the nucleus is cut at 256 tokens
+    old_logprobs: Literal["recompute", "sampler"] = "recompute"
+
+
+@dataclass(frozen=True)
+class RewardOptions:
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k1", "k2", "k3", "abs", "full"] = "k1"  # full: exact over the vocabulary
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"  # adaptive needs hparams.kl_target
+    reference: Literal["fixed", "ema", "reset"] = "fixed"
+    reference_reset_every: int | None = None  # iterations, with reference="reset"
+    normalize_scores: bool = False  # by the running mean and standard deviation
+    whiten_rewards: bool = False  # token rewards to unit variance, mean kept
+    drop_truncated: bool = False  # sequences without a stop token give no gradient
+    overlong_buffer: int | None = None  # last tokens over which the overlong penalty rises
+
+
+@dataclass(frozen=True)
+class PPOOptions:
+    advantage: Literal["gae", "rloo", "group_mean", "reinforce"] = "gae"
+    epochs: int = 4  # passes of the policy over a rollout
+    value_epochs: int | None = None  # passes of the critic; None: as many as the policy's
+    minibatches: int = 1  # optimiser steps an epoch
+    microbatches: int = 1  # gradient accumulation steps a minibatch
+    whiten_advantages: bool = True
+    bootstrap_truncated: bool = False  # V(s_T) after a sequence cut by the length limit
+    aggregate: Literal["token-mean", "seq-mean", "seq-sum-norm"] = "token-mean"
+    critic_warmup: int = 0  # first iterations in which only the critic learns
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    adam: Literal["optax", "tensorflow"] = "optax"  # where epsilon stands in the bias correction
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-5
+    weight_decay: float | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # over run.iterations
+    warmup: int = 0  # iterations of linear warm-up
+    final_ratio: float = 0.0  # learning rate at the end over that at the start
+    max_nonfinite: int = 3  # updates skipped in a row before the run ends with code 3
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    data: int = -1  # devices that share the batch; -1: all
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    iterations: int = 100
+    seed: int = 0
+    dir: str = "runs"  # root of the run folders
+    cell: str = "base"
+    checkpoint_every: int = 50  # iterations; the last one is always saved
+    keep: int = 2  # newest checkpoints kept
+    samples: int = 8  # continuations of each iteration written to samples.jsonl
+    show_prompts: int = 3  # fixed prompts continued before and after training
+    time_phases: bool = False  # cut the step into programs and time each (costs the overlap)
+    compile_cache: str | None = "~/.cache/ppo_jax/xla"
+    progress: bool = True  # progress bar on a terminal
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HParams:
+    """Traced scalars of the step. A `None` leaves its feature out of the program."""
+
+    learning_rate: float = 1e-5
+    critic_learning_rate: float | None = None  # None: as learning_rate
+    temperature: float = 1.0  # divides the logits in rollout, old, new and reference alike
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip_low: float = 0.2  # ratio kept above 1 - clip_low; inf: no clip
+    clip_high: float = 0.2  # ratio kept below 1 + clip_high; inf: no clip
+    dual_clip: float | None = None  # bound of ratio * |A| where A < 0; above 1
+    log_ratio_clamp: float | None = None  # |log ratio| kept below this, nats
+    value_clip: float | None = 0.2  # inf: no clip; None: not in the program
+    vf_coef: float = 0.1
+    entropy_coef: float | None = None
+    target_kl: float | None = None  # updates stop once approxkl of a minibatch passes this, nats
+    max_grad_norm: float | None = 1.0
+    kl_coef: float = 0.05  # the start, when the controller is adaptive
+    kl_target: float | None = None  # nats a sequence
+    kl_gain: float = 0.1  # share of the clipped relative error added to log kl_coef an iteration
+    kl_max_step: float = 0.2  # clip of the relative error (KL / target - 1)
+    kl_damping: float = 0.0  # share of the error's change added: answers a KL that is still rising
+    score_clip: float | None = None
+    missing_eos_penalty: float | None = None  # subtracted where no stop token came
+    length_penalty: float | None = None  # subtracted per response token
+    overlong_penalty: float | None = None  # full penalty at the limit, see reward.overlong_buffer
+    reference_decay: float | None = None  # EMA factor an iteration, with reference="ema"
+
+
+@dataclass(frozen=True)
+class Config:
+    model: ModelOptions = ModelOptions()
+    data: DataOptions = DataOptions()
+    rollout: RolloutOptions = RolloutOptions()
+    reward: RewardOptions = RewardOptions()
+    ppo: PPOOptions = PPOOptions()
+    optim: OptimOptions = OptimOptions()
+    parallel: ParallelOptions = ParallelOptions()
+    run: RunOptions = RunOptions()
+    hparams: HParams = field(default_factory=HParams)
+
+    @property
+    def prompts_per_batch(self) -> int:
+        return self.rollout.batch_size // self.rollout.samples_per_prompt
+
+    @property
+    def minibatch_size(self) -> int:
+        return self.rollout.batch_size // self.ppo.minibatches
+
+    @property
+    def microbatch_size(self) -> int:
+        return self.minibatch_size // self.ppo.microbatches
+
+    @property
+    def value_epochs(self) -> int:
+        """Passes of the critic: none for the critic-free estimators."""
+        if self.ppo.advantage != "gae":
+            return 0
+        return self.ppo.epochs if self.ppo.value_epochs is None else self.ppo.value_epochs
+
+
+def replace(config: Config, **changes) -> Config:
+    """A copy with dotted keys changed: `replace(BASE, **{"hparams.kl_coef": 0.1})`."""
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        nodes = [config]
+        for section in sections:
+            nodes.append(getattr(nodes[-1], section))
+        for node, part in zip(reversed(nodes), [name, *reversed(sections)], strict=True):
+            value = dataclasses.replace(node, **{part: value})
+        config = value
+    return config

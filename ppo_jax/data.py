@@ -1,0 +1,297 @@
+"""Prompts from a local file, and batches as a pure function of (seed, step).
+
+A data file is `.jsonl` or `.jsonl.gz`: one JSON object a line, with `prompt` (a string, or a list
+of `{role, content}` messages) and any other columns, which are handed to the reward. Every fault is
+a `DataError` that reads `file:line: reason`.
+"""
+
+import difflib
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppo_jax.config import Config, DataOptions
+from ppo_jax.errors import DataError
+from ppo_jax.tokenizer import encode_prompt
+from ppo_jax.types import Prompts
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SUFFIXES = (".jsonl", ".jsonl.gz")
+# A host-side reward is called as fn(prompts, responses, **columns).
+REWARD_ARGUMENTS = ("prompts", "responses")
+
+
+class Dataset(NamedTuple):
+    """A data file in memory. All lists have one entry a kept row."""
+
+    prompts: list[str | list[dict]]  # as in the file
+    prompt_ids: list[list[int]]  # at most data.max_prompt_tokens each
+    columns: dict[str, list]  # every column but `prompt`, as in the file
+    numeric: dict[str, np.ndarray]  # the int32 and float32 columns, see `numeric_column`
+    lines: list[int]  # where each row stands in the file, counted from 1
+    dropped: int  # rows left out by overlong="drop"
+    truncated: int  # prompts cut by overlong="truncate"
+    path: str  # the file that was read
+
+
+def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Dataset:
+    """Read, check and tokenise `options.path`; `DataError` names the faulty line.
+
+    A relative path is looked up from the working directory, then from the repository's root.
+    """
+    path = find_file(options.path)
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"{path}: no rows; expected one JSON object with `prompt` a line")
+    names = [name for name in rows[0][1] if name != "prompt"]
+    data = Dataset([], [], {name: [] for name in names}, {}, [], 0, 0, str(path))
+    dropped = truncated = 0
+    for line, row in rows:
+        where = f"{path}:{line}"
+        prompt = _checked_prompt(row, where)
+        _check_columns(row, rows[0], where)
+        ids = _checked_ids(encode_prompt(tokenizer, prompt, where=where), vocab_size, where)
+        excess = len(ids) - options.max_prompt_tokens
+        if excess > 0 and options.overlong == "error":
+            raise DataError(
+                f"{where}: prompt has {len(ids)} tokens, data.max_prompt_tokens is "
+                f"{options.max_prompt_tokens}; raise it to {len(ids)}, or set data.overlong "
+                "to 'drop' or 'truncate'"
+            )
+        if excess > 0 and options.overlong == "drop":
+            dropped += 1
+            continue
+        truncated += excess > 0
+        data.prompts.append(prompt)
+        data.prompt_ids.append(ids[max(excess, 0) :])
+        data.lines.append(line)
+        for name in names:
+            data.columns[name].append(row[name])
+    if not data.lines:
+        raise DataError(
+            f"{path}: all {dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{options.max_prompt_tokens}; raise it, or set data.overlong to 'truncate'"
+        )
+    arrays = {name: numeric_column(values) for name, values in data.columns.items()}
+    numeric = {name: array for name, array in arrays.items() if array is not None}
+    return data._replace(numeric=numeric, dropped=dropped, truncated=truncated)
+
+
+def find_file(name: str) -> Path:
+    """The existing data file meant by `name`; `DataError` with the nearest name if there is none.
+
+    A relative name counts from the working directory, then from the repository's root.
+    """
+    given = Path(name).expanduser()
+    candidates = [given] if given.is_absolute() else [given, REPOSITORY / given]
+    path = next((c for c in candidates if c.exists()), None)
+    if path is None:
+        folders = [c.parent for c in candidates if c.parent.is_dir()]
+        names = {p.name: p for f in folders for p in f.iterdir() if p.name.endswith(SUFFIXES)}
+        near = difflib.get_close_matches(given.name, names, n=1, cutoff=0.0)
+        if near:
+            hint = f"nearest: {names[near[0]]}"
+        else:
+            hint = "no .jsonl file in that folder" if folders else f"no folder {given.parent}"
+        raise DataError(f"data.path: no file {name!r}; {hint}")
+    if path.is_dir():
+        raise DataError(f"data.path: {name!r} is a folder; expected a .jsonl or .jsonl.gz file")
+    if not path.name.endswith(SUFFIXES):
+        raise DataError(f"data.path: {name!r} does not end in .jsonl or .jsonl.gz")
+    return path
+
+
+def numeric_column(values: list) -> np.ndarray | None:
+    """The column as a device-side reward gets it: int32 (bool, int) or float32, else None.
+
+    A column with a null, or with a number its 32-bit type cannot hold, is not numeric: host-side
+    rewards still get it as it stands in the file.
+    """
+    if not all(isinstance(value, bool | int | float) for value in values):
+        return None
+    if any(isinstance(value, float) for value in values):
+        limit = float(np.finfo(np.float32).max)
+        return np.array(values, np.float32) if all(abs(v) <= limit for v in values) else None
+    info = np.iinfo(np.int32)
+    return np.array(values, np.int32) if all(info.min <= v <= info.max for v in values) else None
+
+
+def prompt_width(dataset: Dataset) -> int:
+    """Tokens of the longest prompt: P of the compiled program."""
+    return max(len(ids) for ids in dataset.prompt_ids)
+
+
+def batch_rows(
+    n_rows: int, batch_prompts: int, *, seed: int, step: int, shuffle: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of batch `step`, and how often each row already stands earlier in the same batch.
+
+    Batches are cut from one endless stream of epochs, each a permutation of its own of all rows
+    (file order without `shuffle`), so no row is skipped where a batch crosses the end of an epoch.
+    With fewer rows than a batch rows repeat, and the second array tells their copies apart.
+    """
+    # Python integers: the position in the stream must not overflow in a long run.
+    epoch, offset = divmod(int(step) * batch_prompts, n_rows)
+    rows: list[int] = []
+    while len(rows) < batch_prompts:
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(n_rows) if shuffle else np.arange(n_rows)
+        rows += order[offset : offset + batch_prompts - len(rows)].tolist()
+        epoch, offset = epoch + 1, 0
+    seen: dict[int, int] = {}
+    occurrence = []
+    for row in rows:
+        occurrence.append(seen.get(row, 0))
+        seen[row] = occurrence[-1] + 1
+    return np.array(rows, np.int32), np.array(occurrence, np.int32)
+
+
+def make_batch(
+    dataset: Dataset, config: Config, step: int, *, pad_id: int, width: int | None = None
+) -> Prompts:
+    """Batch `step` of a run, numpy arrays [B, P]: a pure function of (config.run.seed, step).
+
+    `width` is P, `prompt_width(dataset)` if not given. All samples of a prompt stand side by side.
+    """
+    rows, occurrence = batch_rows(
+        len(dataset.prompts),
+        config.prompts_per_batch,
+        seed=config.run.seed,
+        step=step,
+        shuffle=config.data.shuffle,
+    )
+    samples = config.rollout.samples_per_prompt
+    # A repeated row goes on counting its samples: (prompt, sample) seeds the sampler, and equal
+    # seeds would give equal responses.
+    sample_index_B = np.repeat(occurrence * samples, samples) + np.tile(
+        np.arange(samples, dtype=np.int32), len(rows)
+    )
+    width = prompt_width(dataset) if width is None else width
+    return _prompts(dataset, np.repeat(rows, samples), sample_index_B, pad_id, width)
+
+
+def fixed_prompts(dataset: Dataset, count: int, *, pad_id: int, width: int) -> Prompts:
+    """The first `count` rows of the file (all, if it has fewer), one sample each."""
+    rows = np.arange(min(count, len(dataset.prompts)))
+    return prompt_rows(dataset, rows, pad_id=pad_id, width=width)
+
+
+def prompt_rows(dataset: Dataset, rows_B: np.ndarray, *, pad_id: int, width: int) -> Prompts:
+    """The given rows of the file in this order, one sample each."""
+    rows_B = rows_B.astype(np.int32)
+    return _prompts(dataset, rows_B, np.zeros_like(rows_B), pad_id, width)
+
+
+def batch_columns(dataset: Dataset, prompts: Prompts) -> dict[str, list]:
+    """Every column as it stands in the file, one entry a row of the batch."""
+    rows = np.asarray(prompts.prompt_index_B).tolist()
+    return {name: [values[row] for row in rows] for name, values in dataset.columns.items()}
+
+
+def batch_prompts(dataset: Dataset, prompts: Prompts) -> list[str | list[dict]]:
+    """The prompts as they stand in the file (untruncated), one entry a row of the batch."""
+    return [dataset.prompts[row] for row in np.asarray(prompts.prompt_index_B).tolist()]
+
+
+def _prompts(
+    dataset: Dataset, rows_B: np.ndarray, sample_index_B: np.ndarray, pad_id: int, width: int
+) -> Prompts:
+    ids_BP = np.full((len(rows_B), width), pad_id, np.int32)
+    mask_BP = np.zeros((len(rows_B), width), bool)
+    for i, row in enumerate(rows_B.tolist()):
+        ids = dataset.prompt_ids[row]
+        if len(ids) > width:
+            where = f"{dataset.path}:{dataset.lines[row]}"
+            raise DataError(f"{where}: prompt has {len(ids)} tokens, the batch is {width} wide")
+        ids_BP[i, width - len(ids) :] = ids
+        mask_BP[i, width - len(ids) :] = True
+    columns = {name: values[rows_B] for name, values in dataset.numeric.items()}
+    return Prompts(ids_BP, mask_BP, rows_B, sample_index_B, columns)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of every line that is not blank."""
+    line = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, start=1):
+                if raw.strip():
+                    yield line, _parse(raw, f"{path}:{line}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}:{line + 1}: cannot be read: {error}") from error
+
+
+def _parse(raw: bytes, where: str) -> dict:
+    try:
+        # "-sig" skips the byte order mark that some editors put at the start of a file.
+        row = json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            f"{where}: not UTF-8: byte 0x{byte:02x} at position {error.start + 1}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {_kind(row)}")
+    return row
+
+
+def _reject_constant(name: str) -> None:
+    # Python's parser lets NaN and Infinity through; in a column they would poison the reward.
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _checked_prompt(row: dict, where: str) -> str | list:
+    if "prompt" not in row:
+        present = ", ".join(row) if row else "none"
+        raise DataError(f"{where}: no column `prompt`; columns present: {present}")
+    prompt = row["prompt"]
+    if not isinstance(prompt, str | list):
+        raise DataError(
+            f"{where}: prompt is {_kind(prompt)}; expected a string or a list of messages"
+        )
+    if not prompt:
+        raise DataError(f"{where}: prompt is empty")
+    try:
+        json.dumps(prompt, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: prompt holds half of a surrogate pair (\\ud8..)") from error
+    return prompt
+
+
+def _check_columns(row: dict, first: tuple[int, dict], where: str) -> None:
+    first_line, first_row = first
+    for name in first_row:
+        if name not in row:
+            raise DataError(f"{where}: no column {name!r}, which line {first_line} has")
+    for name in row:
+        if name not in first_row:
+            raise DataError(f"{where}: column {name!r}, which line {first_line} does not have")
+        if name in REWARD_ARGUMENTS:
+            raise DataError(f"{where}: column {name!r} is a reward's own argument; rename it")
+
+
+def _checked_ids(ids: list[int], vocab_size: int, where: str) -> list[int]:
+    if not ids:
+        raise DataError(f"{where}: prompt has no tokens")
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise DataError(
+                f"{where}: token id {token} is outside the model's vocabulary "
+                f"(0 to {vocab_size - 1}); the tokenizer belongs to another model"
+            )
+    return ids
+
+
+def _kind(value: object) -> str:
+    """What JSON calls the type of `value`."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")

@@ -1,0 +1,45 @@
+"""Continuations of fixed prompts, sampled and scored as in training but without an update."""
+
+import functools
+
+import jax
+import numpy as np
+
+from ppo_jax.rewards.base import Part, host_scores
+from ppo_jax.sharding import batch_devices, put_batch
+from ppo_jax.step import Setup, device_scores, sample_with
+from ppo_jax.tokenizer import decode
+from ppo_jax.types import Array, Prompts, PyTree, Rollout
+
+
+def make_evaluation(setup: Setup):
+    """`evaluate(params, frozen, temperature, prompts, key) -> (rollout, raw device scores)`."""
+
+    @jax.jit
+    def evaluate(params: PyTree, frozen: PyTree, temperature: Array, prompts: Prompts, key: Array):
+        rollout = sample_with(setup, params, prompts, key, temperature)
+        return rollout, device_scores(setup, frozen, rollout, prompts.columns)
+
+    return evaluate
+
+
+def pad_rows(setup: Setup, prompts: Prompts) -> Prompts:
+    """Prompts on the devices, the last row repeated until the devices share them evenly."""
+    rows = prompts.ids_BP.shape[0]
+    missing = -rows % batch_devices(setup.mesh)
+    index = np.minimum(np.arange(rows + missing), rows - 1)
+    return put_batch(setup.mesh, jax.tree.map(lambda x: np.asarray(x)[index], prompts))
+
+
+def response_texts(tokenizer, rollout: Rollout) -> list[str]:
+    """The responses as text, without special tokens."""
+    ids_BT, lengths_B = jax.device_get((rollout.response_ids_BT, rollout.lengths_B))
+    return [decode(tokenizer, ids[:n]) for ids, n in zip(ids_BT, lengths_B, strict=True)]
+
+
+def score_on_host(
+    parts: list[Part], prompts: list, responses: list[str], columns: dict[str, list]
+) -> dict[str, np.ndarray]:
+    """Scores [B] of all host-side parts, by name."""
+    scores = (host_scores(part, prompts, responses, columns) for part in parts if part.host)
+    return functools.reduce(lambda a, b: a | b, scores, {})

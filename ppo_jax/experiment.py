@@ -1,0 +1,121 @@
+"""Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`)."""
+
+import ast
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ppo_jax.config import Config
+from ppo_jax.errors import ConfigError
+from ppo_jax.rewards.base import parse_rewards
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Experiment(NamedTuple):
+    name: str  # of the run folder: the file's name without .py
+    base: Config
+    reward: Any  # as the file gives it; `rewards.base.parse_rewards` reads it
+    path: Path
+    doc: str  # docstring of the file: command, hardware, time, expected result
+
+
+def load_experiment(name_or_path: str | Path) -> Experiment:
+    """Run an experiment file, given by its path or by its bare name in `experiments/`.
+
+    Raises ConfigError if there is no such file (with the nearest name), if it raises (with the
+    line), or if BASE or REWARD is missing or not what it should be.
+    """
+    path = find_experiment(name_or_path)
+    module = _run_file(path)
+    base = _required(module, path, "BASE", "a ppo_jax.config.Config")
+    if not isinstance(base, Config):
+        raise ConfigError(
+            f"{path}: BASE is a {type(base).__name__}; expected a ppo_jax.config.Config"
+        )
+    reward = _required(module, path, "REWARD", "a reward function, or a list with weights")
+    try:
+        parse_rewards(reward)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: REWARD: {error}") from None
+    return Experiment(path.stem, base, reward, path, (module.__doc__ or "").strip())
+
+
+def find_experiment(name_or_path: str | Path) -> Path:
+    """The experiment file of that path or bare name; ConfigError with the nearest if none."""
+    given = Path(name_or_path).expanduser()
+    if given.suffix == ".py":
+        if given.is_file():
+            return given.resolve()
+        known = {str(p.name): p for p in _files(given.parent)}
+        near = difflib.get_close_matches(given.name, known, n=1, cutoff=0.0)
+        hint = f"nearest: {known[near[0]]}" if near else f"no .py file in {given.parent}"
+        raise ConfigError(f"experiment: no file {given}; {hint}")
+    known = list_experiments()
+    path = known.get(str(given))
+    if path is None:
+        near = difflib.get_close_matches(str(given), known, n=3, cutoff=0.0)
+        hint = f"nearest: {', '.join(near)}" if near else "there is no experiments/ folder here"
+        raise ConfigError(f"experiment: no experiments/{given}.py; {hint}")
+    return path
+
+
+def list_experiments() -> dict[str, Path]:
+    """Bare names and files in `experiments/` of the working directory, then of the repository."""
+    found: dict[str, Path] = {}
+    for root in (Path.cwd() / "experiments", REPOSITORY / "experiments"):
+        for path in _files(root):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def summary(path: Path) -> str:
+    """First line of a file's docstring, read without running it."""
+    try:
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return "(does not parse)"
+    return doc.splitlines()[0] if doc else ""
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The experiment files right in a folder, by name; `_private.py` is a part of others."""
+    found = folder.glob("*.py") if folder.is_dir() else ()
+    return (path.resolve() for path in sorted(found) if not path.name.startswith("_"))
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = f"ppo_jax_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{path}:{_line(error, path)}: {what}") from error
+    return module
+
+
+def _line(error: Exception, path: Path) -> int:
+    """The last line of the file on the way to the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 1
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno or 1 for f in reversed(frames) if f.filename == str(path)), 1)
+
+
+def _required(module: ModuleType, path: Path, name: str, wanted: str) -> Any:
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, [n for n in vars(module) if n.isupper()], n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise ConfigError(f"{path}: {name} is missing; expected {name} = {wanted}{hint}")
+    return getattr(module, name)

@@ -1,0 +1,150 @@
+"""The command line: flags to a checked configuration, errors to one line and an exit code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from ppo_jax import __version__, arguments
+from ppo_jax.errors import ConfigError, PPOJaxError
+
+# What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
+# after its flags have been read.
+Parsed = TypeVar("Parsed")
+
+USAGE = """\
+usage: ppo-jax COMMAND ...
+
+PPO fine-tuning of language models in JAX.
+
+commands:
+  train EXPERIMENT [--section.key VALUE ...]     train; every field of the configuration is a flag
+  generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
+  score --model DIR --data F --out F             log-probabilities of given responses
+  export --model DIR --out DIR                   write a Hugging Face folder
+
+`ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
+experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical
+abort, 4 checkpoint unusable, 6 storage, 7 reward failed.
+"""
+
+TRAIN_USAGE = """\
+usage: ppo-jax train EXPERIMENT [--section.key VALUE ...]
+
+EXPERIMENT is the path of a .py file that defines BASE and REWARD, or a name in experiments/:
+{experiments}
+
+Every field of its BASE is a flag, for example
+  ppo-jax train tiny --hparams.kl_coef 0.1 --hparams.kl_target None --run.progress False
+`ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (usage errors found by tyro raise SystemExit(2))."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except PPOJaxError as error:
+        print(f"ppo-jax: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ppo-jax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `ppo-jax … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    commands = {"train": _train, "generate": _generate, "score": _score, "export": _export}
+    if not words:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    command, *rest = words
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"ppo-jax {__version__}")
+        return 0
+    if command not in commands:
+        near = difflib.get_close_matches(command, commands, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"no command {command!r}; nearest: {near} (of {', '.join(commands)})")
+    commands[command](rest)
+    return 0
+
+
+def _train(words: list[str]) -> None:
+    from ppo_jax.experiment import list_experiments, load_experiment, summary
+
+    if words and words[0] in ("-h", "--help"):
+        lines = (f"  {name:<16} {summary(path)}" for name, path in list_experiments().items())
+        print(TRAIN_USAGE.format(experiments="\n".join(lines) or "  (none found)"), end="")
+        return
+    if not words or words[0].startswith("-"):
+        names = ", ".join(list_experiments()) or "none found"
+        got = f", not {words[0]}" if words else ""
+        raise ConfigError(
+            f"train: the experiment comes first{got}: ppo-jax train EXPERIMENT "
+            f"[--section.key VALUE ...] (experiments: {names})"
+        )
+    experiment = load_experiment(words[0])
+    config = _parse(
+        type(experiment.base),
+        f"train {words[0]}",
+        words[1:],
+        default=experiment.base,
+        description=experiment.doc,
+    )
+    from ppo_jax.validate import check_config
+
+    check_config(config)
+    from ppo_jax.train import train
+
+    train(config, experiment)
+
+
+def _generate(words: list[str]) -> None:
+    args = _parse(arguments.GenerateArgs, "generate", words)
+    _check(args)
+    from ppo_jax import commands
+
+    commands.generate(args)
+
+
+def _score(words: list[str]) -> None:
+    args = _parse(arguments.ScoreArgs, "score", words)
+    _check(args)
+    from ppo_jax import commands
+
+    commands.score(args)
+
+
+def _export(words: list[str]) -> None:
+    args = _parse(arguments.ExportArgs, "export", words)
+    from ppo_jax import commands
+
+    commands.export(args)
+
+
+def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Parsed:
+    """Flags to a dataclass; a flag that is unknown or of the wrong type raises SystemExit(2)."""
+    import tyro
+
+    return tyro.cli(
+        cls,
+        prog=f"ppo-jax {command}",
+        args=words,
+        # Bools are written out, as in a sweep; a None stays a value, not a subcommand.
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+        use_underscores=True,
+        **options,
+    )
+
+
+def _check(args: arguments.GenerateArgs | arguments.ScoreArgs) -> None:
+    from ppo_jax.ranges import check_ranges
+
+    check_ranges(args, {key: arguments.RANGES[key] for key in vars(args) if key in arguments.RANGES})

@@ -1,0 +1,121 @@
+"""From scores to token rewards: KL to the reference, normalisation, penalties.
+
+(`ppo_jax.rewards` is the library of rewards; this is what happens to their scores.)
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ppo_jax.config import HParams, RewardOptions
+from ppo_jax.masked import masked_whiten
+from ppo_jax.types import Rollout, Scored, ScoreMoments
+
+
+class Scores(NamedTuple):
+    """The weighted sum of all reward parts, and each part by name for the log."""
+
+    sequence_B: Array  # of the parts that score a whole response
+    token_BT: Array  # of the parts that reward single tokens
+    parts: dict[str, Array]  # unweighted score of each part, [B]
+
+
+def kl_estimate(
+    logprobs_BT: Float[Array, "B T"], ref_logprobs_BT: Float[Array, "B T"], kind: str
+) -> Float[Array, "B T"]:
+    """Estimate of KL(policy || reference) at each sampled token, nats.
+
+    With d = log π − log π_ref: k1 = d (unbiased), k2 = d²/2 (its gradient is the KL's), k3 =
+    exp(−d) − 1 + d (unbiased, never negative), abs = |d| (Schulman 2020, "Approximating KL
+    divergence").
+    """
+    gap_BT = logprobs_BT - ref_logprobs_BT
+    if kind == "k1":
+        return gap_BT
+    if kind == "k2":
+        return 0.5 * gap_BT**2
+    if kind == "k3":
+        return jnp.expm1(-gap_BT) + gap_BT
+    if kind == "abs":
+        return jnp.abs(gap_BT)
+    raise ValueError(f"kind: expected k1, k2, k3 or abs, got {kind!r}")
+
+
+def combine_scores(raw: dict[str, Array], weights: dict[str, float], rollout: Rollout) -> Scores:
+    """Weigh and sum the parts; [B] scores a response, [B, T] its tokens.
+
+    A score `part/key`, from a host function that returns a dict, weighs what its part does.
+    """
+    sequence_B = jnp.zeros(rollout.lengths_B.shape, jnp.float32)
+    token_BT = jnp.zeros(rollout.mask_BT.shape, jnp.float32)
+    parts = {}
+    for name, score in raw.items():
+        score = score.astype(jnp.float32)
+        weight = weights[name] if name in weights else weights[name.split("/")[0]]
+        if score.ndim == 1:
+            sequence_B, parts[name] = sequence_B + weight * score, score
+        else:
+            score = jnp.where(rollout.mask_BT > 0, score, 0.0)
+            token_BT, parts[name] = token_BT + weight * score, score.sum(axis=1)
+    return Scores(sequence_B, token_BT, parts)
+
+
+def update_moments(moments: ScoreMoments, scores_B: Array) -> ScoreMoments:
+    """Running mean and variance with a batch added (Chan et al. 1983); non-finite scores left out."""
+    finite_B = jnp.isfinite(scores_B).astype(jnp.float32)
+    scores_B = jnp.where(finite_B > 0, scores_B, 0.0)
+    n = finite_B.sum()
+    mean = scores_B.sum() / jnp.maximum(n, 1.0)
+    m2 = (finite_B * (scores_B - mean) ** 2).sum()
+    count = moments.count + n
+    gap = mean - moments.mean
+    share = n / jnp.maximum(count, 1.0)
+    return ScoreMoments(
+        count, moments.mean + gap * share, moments.m2 + m2 + gap**2 * moments.count * share
+    )
+
+
+def shape_scores(
+    options: RewardOptions, hparams: HParams, scores: Scores, moments: ScoreMoments, rollout: Rollout
+) -> Array:
+    """Final score [B] of each response: normalised, clipped, then penalised, in this order."""
+    score_B = scores.sequence_B
+    if options.normalize_scores:
+        std = jnp.sqrt(moments.m2 / jnp.maximum(moments.count - 1.0, 1.0))
+        score_B = (score_B - moments.mean) / (std + 1e-6)
+    if hparams.score_clip is not None:
+        score_B = jnp.clip(score_B, -hparams.score_clip, hparams.score_clip)
+    if hparams.missing_eos_penalty is not None:
+        score_B = score_B - hparams.missing_eos_penalty * ~rollout.ended_B
+    if hparams.length_penalty is not None:
+        score_B = score_B - hparams.length_penalty * rollout.lengths_B
+    if hparams.overlong_penalty is not None:
+        # DAPO's soft punishment (arXiv 2503.14476): rises linearly over the last tokens allowed.
+        start = rollout.mask_BT.shape[1] - options.overlong_buffer
+        over_B = jnp.maximum(rollout.lengths_B - start, 0) / options.overlong_buffer
+        score_B = score_B - hparams.overlong_penalty * over_B
+    return score_B
+
+
+def reference_kl(options: RewardOptions, scored: Scored) -> Array:
+    """KL term [B, T] of the reward, by the configured estimator."""
+    if options.kl_estimator == "full":
+        return scored.kl_BT
+    return kl_estimate(scored.old_logprobs_BT, scored.ref_logprobs_BT, options.kl_estimator)
+
+
+def shape_rewards(
+    options: RewardOptions, score_B: Array, token_BT: Array, kl_BT: Array, kl_coef, rollout: Rollout
+) -> Array:
+    """Token rewards: the score lands on the last real token, the KL on each (Ziegler et al. 2019,
+    arXiv 1909.08593). With the KL in the loss only the scores are left."""
+    last_BT = jnp.arange(rollout.mask_BT.shape[1]) == rollout.lengths_B[:, None] - 1
+    rewards_BT = token_BT + jnp.where(last_BT, score_B[:, None], 0.0)
+    if options.kl_in == "reward":
+        rewards_BT = rewards_BT - kl_coef * kl_BT
+    rewards_BT = jnp.where(rollout.mask_BT > 0, rewards_BT, 0.0)
+    if options.whiten_rewards:
+        # The mean stays: removing it would change what a longer response earns.
+        rewards_BT = masked_whiten(rewards_BT, rollout.mask_BT, shift_mean=False)
+    return rewards_BT

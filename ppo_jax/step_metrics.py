@@ -1,0 +1,98 @@
+"""The numbers an iteration reports, computed on the device: one flat dict of float32 scalars.
+
+Names are TRL's where TRL has the quantity.
+"""
+
+import jax.numpy as jnp
+
+from ppo_jax.config import Config, HParams
+from ppo_jax.masked import masked_var
+from ppo_jax.optimizer import learning_rate_factor
+from ppo_jax.reward import Scores
+from ppo_jax.types import Array, Rollout, Scored, TrainState
+
+# statistic of the update -> metric; those a config leaves out of the program are not reported
+UPDATE_NAMES = {
+    "approxkl": "policy/approxkl_avg",
+    "approxkl_first": "policy/approxkl_first",
+    "clipfrac": "policy/clipfrac_avg",
+    "entropy": "policy/entropy_avg",
+    "policy_loss": "loss/policy_avg",
+    "kl_loss": "loss/kl_avg",
+    "value_loss": "loss/value_avg",
+    "value_clipfrac": "val/clipfrac_avg",
+    "value_error": "val/error",
+    "ratio": "val/ratio",
+    "ratio_var": "val/ratio_var",
+    "ratio_max_dev": "val/ratio_max_dev",
+    "ratio_max_dev_first": "val/ratio_first_max_dev",
+    "grad_norm/policy": "grad_norm/policy",
+    "grad_norm/value": "grad_norm/value",
+    "ran": "update/steps",
+    "skipped": "update/skipped_nonfinite",
+}
+
+
+def iteration_metrics(
+    config: Config,
+    hparams: HParams,
+    state: TrainState,
+    rollout: Rollout,
+    scored: Scored,
+    scores: Scores,
+    score_B: Array,
+    rewards_BT: Array,
+    nonfinite: Array,
+    stats: dict[str, Array],
+) -> dict[str, Array]:
+    """Everything logged of one iteration but times; `state` is the one before the update."""
+    total_B = scores.sequence_B + scores.token_BT.sum(axis=1)
+    final_B = score_B + scores.token_BT.sum(axis=1)
+    kl = sequence_kl(scored, rollout)
+    penalty = state.kl_coef * kl if config.reward.kl_in == "reward" else jnp.float32(0)
+    metrics = {
+        "objective/kl": kl,
+        "objective/entropy": -(scored.old_logprobs_BT * rollout.mask_BT).sum(axis=1).mean(),
+        "objective/scores": total_B.mean(),
+        "objective/scores_std": total_B.std(),
+        "objective/scores_shaped": final_B.mean(),
+        "objective/non_score_reward": -penalty,
+        "objective/rlhf_reward": final_B.mean() - penalty,
+        "objective/rewards": rewards_BT.sum(axis=1).mean(),
+        "objective/kl_coef": state.kl_coef,
+        "rollout/length_mean": rollout.lengths_B.astype(jnp.float32).mean(),
+        "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
+        "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
+        "rollout/tokens": rollout.mask_BT.sum(),
+        "rollout/logprob_gap": _logprob_gap(config, rollout, scored, stats),
+        "val/num_eos_tokens": rollout.ended_B.sum().astype(jnp.float32),
+        "lr": hparams.learning_rate
+        * learning_rate_factor(config.optim, state.step, config.run.iterations),
+        "update/nonfinite_in_row": nonfinite.astype(jnp.float32),
+        "episode": (state.step + 1.0) * config.rollout.batch_size,
+    }
+    metrics |= {f"reward/{name}": score_B.mean() for name, score_B in scores.parts.items()}
+    return metrics | {UPDATE_NAMES[k]: v for k, v in stats.items() if k in UPDATE_NAMES}
+
+
+def sequence_kl(scored: Scored, rollout: Rollout) -> Array:
+    """Mean over sequences of the KL to the reference summed over tokens, nats: exact where it was
+    computed, else the k1 estimate."""
+    kl_BT = scored.kl_BT
+    if kl_BT is None:
+        kl_BT = scored.old_logprobs_BT - scored.ref_logprobs_BT
+    return jnp.where(rollout.mask_BT > 0, kl_BT, 0.0).sum(axis=1).mean()
+
+
+def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> Array:
+    """Largest |sampler − training forward| log-probability over real tokens, nats."""
+    if config.rollout.old_logprobs == "sampler":  # then the first minibatch's ratios show it
+        return jnp.log1p(stats["ratio_max_dev_first"])
+    gap_BT = jnp.where(rollout.mask_BT > 0, rollout.logprobs_BT - scored.old_logprobs_BT, 0.0)
+    return jnp.abs(gap_BT).max()
+
+
+def explained_variance(scored: Scored, returns_BT: Array, mask_BT: Array) -> Array:
+    """1 − Var[returns − values] / Var[returns] over real tokens: 1 is a perfect critic, 0 a constant."""
+    left = masked_var(returns_BT - scored.values_BT, mask_BT)
+    return 1.0 - left / jnp.maximum(masked_var(returns_BT, mask_BT), 1e-8)

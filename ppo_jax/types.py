@@ -1,0 +1,73 @@
+"""Arrays that travel through the step.
+
+Shape letters, used as suffixes of array names everywhere: B sequences, M rows of a microbatch,
+P prompt, T response, S = P + T, V vocabulary, D embedding, H heads, G key-value heads, K head
+dimension or kept ids, L layers. Prefixes: none = current policy, `old_` = the policy that sampled,
+`ref_` = the reference.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+class Prompts(NamedTuple):
+    """One batch of prompts, left-padded. Row order is prompt-major: all samples of a prompt stand
+    side by side."""
+
+    ids_BP: Array  # int32
+    mask_BP: Array  # bool, False on the left padding
+    prompt_index_B: Array  # int32, row of the data set
+    sample_index_B: Array  # int32, which sample of that prompt; (prompt, sample) is the sequence id
+    columns: dict[str, Array]  # numeric columns of the data, for device-side rewards
+
+
+class Rollout(NamedTuple):
+    """What the sampler returns. Masks come from lengths, so the pad id may equal an EOS id."""
+
+    prompt_ids_BP: Array  # int32
+    prompt_mask_BP: Array  # bool
+    response_ids_BT: Array  # int32, pad id after the last real token
+    mask_BT: Array  # float32, 1 on real tokens, the stop token included
+    lengths_B: Array  # int32, real tokens of the response, at least 1
+    ended_B: Array  # bool, a stop token came before the length limit
+    logprobs_BT: Array  # float32, of the distribution sampled from; 0 where masked
+    values_BT: Array | None  # float32, shared-trunk critic only; 0 where masked
+    kept_ids_BTK: Array | None  # int32, ids left by top-k/top-p, -1 fills; None: whole vocabulary
+
+
+class Scored(NamedTuple):
+    """What the scoring passes (the training forward, no gradient) say about a rollout."""
+
+    old_logprobs_BT: Array  # recomputed, or the sampler's by config
+    values_BT: Array  # V of the state before each token
+    final_value_B: Array | None  # V of the state after the last real token
+    ref_logprobs_BT: Array
+    kl_BT: Array | None  # exact KL to the reference, with kl_estimator="full"
+    ref_hidden_BTD: Array | None  # kept for an exact KL in the loss
+
+
+class ScoreMoments(NamedTuple):
+    """Running count, mean and sum of squared deviations of the scores (Welford)."""
+
+    count: Array
+    mean: Array
+    m2: Array
+
+
+class TrainState(NamedTuple):
+    """All that moves during a run, arrays only: what a checkpoint holds."""
+
+    step: Array  # int32, finished iterations
+    params: PyTree  # {"policy": ..., "value": ...}, float32
+    opt_state: PyTree  # {"policy": ..., "value": ...}
+    key: Array  # the run's root PRNG key, never advanced: steps fold their number in
+    kl_coef: Array
+    kl_error: Array  # last relative error of the KL controller
+    moments: ScoreMoments
+    nonfinite: Array  # int32, skipped updates in a row
+    tokens: Array  # float32, response tokens sampled so far
+    ref: PyTree | None  # moving reference (EMA or reset); None: frozen["ref"] serves

@@ -1,0 +1,294 @@
+"""Impossible configurations, found before anything is loaded.
+
+Each mistake is one line: the dotted key with its value, what is valid, the nearest valid value.
+Types and intervals of single fields stand in `ranges`; here are the combinations.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+
+from ppo_jax.config import Config, ModelConfig
+from ppo_jax.errors import ConfigError
+from ppo_jax.ranges import RANGES, check_ranges, check_types
+
+BYTE_VOCAB = 259  # the random model reads bytes: 256 of them, and three special tokens
+
+Mistakes = Iterator[tuple[str, str]]  # dotted key, what is valid
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError on the first value or combination that no run can have."""
+    check_types(config)
+    check_ranges(config, RANGES)
+    for mistakes in (_batch, _sampling, _kl, _reference, _reward, _critic, _run, _shape):
+        _raise_first(config, mistakes(config))
+    if config.model.path is None:
+        check_model(config, config.model.shape, config.data.max_prompt_tokens)
+
+
+def check_devices(config: Config, device_count: int) -> None:
+    """Raise ConfigError if the batch cannot be dealt to the devices that share it."""
+    _raise_first(config, _devices(config, device_count))
+
+
+def check_model(config: Config, model: ModelConfig, prompt_width: int) -> None:
+    """Raise ConfigError if the model cannot hold a prompt of `prompt_width` tokens and its
+    response, or lacks an id that the options name."""
+    _raise_first(config, _model(config, model, prompt_width))
+
+
+def _raise_first(config: Config, mistakes: Mistakes) -> None:
+    for key, valid in mistakes:
+        value = functools.reduce(getattr, key.split("."), config)
+        raise ConfigError(f"{key}={value}: {valid}")
+
+
+def _batch(config: Config) -> Mistakes:
+    batch, per_prompt = config.rollout.batch_size, config.rollout.samples_per_prompt
+    minibatches, microbatches = config.ppo.minibatches, config.ppo.microbatches
+    rows = batch // minibatches
+    if batch % per_prompt:
+        near = _near_divisors(per_prompt, batch)
+        yield (
+            "rollout.samples_per_prompt",
+            f"must divide rollout.batch_size={batch}; nearest valid: {near}",
+        )
+    if batch % minibatches:
+        near = _near_divisors(minibatches, batch)
+        yield "ppo.minibatches", f"must divide rollout.batch_size={batch}; nearest valid: {near}"
+    if rows % microbatches:
+        near = _near_divisors(microbatches, rows)
+        yield (
+            "ppo.microbatches",
+            f"must divide a minibatch of {rows} rows (rollout.batch_size={batch} over "
+            f"ppo.minibatches={minibatches}); nearest valid: {near}",
+        )
+
+
+def _devices(config: Config, device_count: int) -> Mistakes:
+    asked, batch, ppo = config.parallel.data, config.rollout.batch_size, config.ppo
+    devices = device_count if asked == -1 else asked
+    if asked > device_count or device_count % devices:
+        near = _near_divisors(asked, device_count)
+        yield (
+            "parallel.data",
+            f"must divide the {device_count} devices present; nearest valid: {near}, or -1 for all",
+        )
+    if config.microbatch_size % devices:
+        rows = ppo.minibatches * ppo.microbatches * devices
+        near = _near_multiples(batch, math.lcm(rows, config.rollout.samples_per_prompt))
+        yield (
+            "rollout.batch_size",
+            f"{devices} devices cannot share a microbatch of {config.microbatch_size} rows "
+            f"(ppo.minibatches={ppo.minibatches}, ppo.microbatches={ppo.microbatches}); "
+            f"nearest valid: {near}",
+        )
+
+
+def _model(config: Config, model: ModelConfig, prompt_width: int) -> Mistakes:
+    rollout, room = config.rollout, model.max_positions
+    new, top_k = rollout.max_new_tokens, rollout.top_k
+    if prompt_width >= room:
+        yield (
+            "data.max_prompt_tokens",
+            f"prompts of {prompt_width} tokens fill the model's {room} positions; nearest valid: "
+            f"{max(room - new, 1)}",
+        )
+    if prompt_width + new > room:
+        yield (
+            "rollout.max_new_tokens",
+            f"{new} new tokens after a prompt of {prompt_width} (data.max_prompt_tokens="
+            f"{config.data.max_prompt_tokens}) pass the model's {room} positions; nearest valid: "
+            f"{room - prompt_width}",
+        )
+    unknown = [i for i in rollout.stop_token_ids if i >= model.vocab_size]
+    if unknown:
+        yield (
+            "rollout.stop_token_ids",
+            f"{unknown} not in the vocabulary; nearest valid: {model.vocab_size - 1}",
+        )
+    if top_k is not None and top_k > model.vocab_size:
+        yield (
+            "rollout.top_k",
+            f"must not pass the vocabulary; nearest valid: {model.vocab_size}, or None",
+        )
+    needs_stop = config.reward.drop_truncated or config.hparams.missing_eos_penalty is not None
+    if needs_stop and not (model.eos_token_ids or rollout.stop_token_ids):
+        yield (
+            "rollout.stop_token_ids",
+            "the model has no EOS id, so every response is truncated: name a stop id, or turn off "
+            "reward.drop_truncated and hparams.missing_eos_penalty",
+        )
+
+
+def _sampling(config: Config) -> Mistakes:
+    shortest, longest = config.rollout.min_new_tokens, config.rollout.max_new_tokens
+    if shortest > longest:
+        yield (
+            "rollout.min_new_tokens",
+            f"must not pass rollout.max_new_tokens; nearest valid: {longest}",
+        )
+    if config.reward.drop_truncated and shortest == longest:
+        yield (
+            "rollout.min_new_tokens",
+            "no response ends before rollout.max_new_tokens, so reward.drop_truncated=True drops "
+            f"them all; nearest valid: {longest - 1}",
+        )
+
+
+def _kl(config: Config) -> Mistakes:
+    adaptive, h = config.reward.kl_controller == "adaptive", config.hparams
+    if adaptive and h.kl_target is None:
+        yield (
+            "hparams.kl_target",
+            "reward.kl_controller=adaptive needs a target in nats a sequence; nearest valid: "
+            "above 0",
+        )
+    if not adaptive and h.kl_target is not None:
+        yield (
+            "hparams.kl_target",
+            "reward.kl_controller=fixed has no target; nearest valid: None "
+            "(or set reward.kl_controller=adaptive)",
+        )
+    if adaptive and h.kl_coef == 0:
+        yield (
+            "hparams.kl_coef",
+            "reward.kl_controller=adaptive multiplies the coefficient, so it would stay 0; "
+            "nearest valid: above 0",
+        )
+
+
+def _reference(config: Config) -> Mistakes:
+    kind, every = config.reward.reference, config.reward.reference_reset_every
+    decay = config.hparams.reference_decay
+    if (kind == "ema") != (decay is not None):
+        valid = "must be in [0, 1), say 0.99" if kind == "ema" else "nearest valid: None"
+        yield "hparams.reference_decay", f"with reward.reference={kind}, {valid}"
+    if (kind == "reset") != (every is not None):
+        valid = "nearest valid: 1 iteration" if kind == "reset" else "nearest valid: None"
+        yield "reward.reference_reset_every", f"with reward.reference={kind}, {valid}"
+
+
+def _reward(config: Config) -> Mistakes:
+    buffer, penalty = config.reward.overlong_buffer, config.hparams.overlong_penalty
+    longest = config.rollout.max_new_tokens
+    if penalty is not None and buffer is None:
+        yield (
+            "reward.overlong_buffer",
+            f"hparams.overlong_penalty={penalty} needs the number of last tokens over which it "
+            f"rises; nearest valid: 1 to {longest}",
+        )
+    if penalty is None and buffer is not None:
+        yield (
+            "hparams.overlong_penalty",
+            f"reward.overlong_buffer={buffer} needs a penalty; nearest valid: 0 "
+            "(or set the buffer to None)",
+        )
+    if buffer is not None and buffer > longest:
+        yield (
+            "reward.overlong_buffer",
+            f"must not pass rollout.max_new_tokens; nearest valid: {longest}",
+        )
+    if config.ppo.bootstrap_truncated and config.reward.drop_truncated:
+        yield (
+            "ppo.bootstrap_truncated",
+            "reward.drop_truncated=True drops what it would bootstrap; nearest valid: False",
+        )
+
+
+def _critic(config: Config) -> Mistakes:
+    ppo, model, advantage = config.ppo, config.model, config.ppo.advantage
+    if advantage in ("rloo", "group_mean") and config.rollout.samples_per_prompt < 2:
+        near = next((d for d in range(2, 10) if config.rollout.batch_size % d == 0), 2)
+        yield (
+            "rollout.samples_per_prompt",
+            f"ppo.advantage={advantage} compares samples of one prompt; nearest valid: {near}",
+        )
+    if advantage != "gae":
+        for off, key, value in (
+            (0, "ppo.critic_warmup", ppo.critic_warmup),
+            (None, "ppo.value_epochs", ppo.value_epochs),
+            (False, "ppo.bootstrap_truncated", ppo.bootstrap_truncated),
+            ("shared", "model.critic", model.critic),
+            (None, "hparams.critic_learning_rate", config.hparams.critic_learning_rate),
+        ):
+            if value != off:
+                yield key, f"ppo.advantage={advantage} has no critic; nearest valid: {off}"
+    if model.critic != "separate" and model.critic_path is not None:
+        yield (
+            "model.critic_path",
+            f"model.critic={model.critic} starts from the policy; nearest valid: None "
+            "(or set model.critic=separate)",
+        )
+
+
+def _run(config: Config) -> Mistakes:
+    run, last = config.run, config.run.iterations - 1
+    texts = {"model.path": config.model.path, "data.path": config.data.path, "run.dir": run.dir}
+    for key, text in texts.items():
+        if text == "":
+            yield key, "must not be empty"
+    if run.cell in ("", ".", "..") or "/" in run.cell:
+        yield "run.cell", "must be the name of one folder; nearest valid: base"
+    for key, warmup in (
+        ("optim.warmup", config.optim.warmup),
+        ("ppo.critic_warmup", config.ppo.critic_warmup),
+    ):
+        if warmup > last and warmup > 0:
+            yield key, f"must end before run.iterations={run.iterations}; nearest valid: {last}"
+
+
+def _shape(config: Config) -> Mistakes:
+    """The random model's shape; a loaded one brings its own."""
+    shape, usual = config.model.shape, ModelConfig()
+    if config.model.path is not None:
+        for name in vars(usual):
+            if getattr(shape, name) != getattr(usual, name):
+                yield (
+                    f"model.shape.{name}",
+                    f"read only without a model.path, which is {config.model.path}; "
+                    f"nearest valid: {getattr(usual, name)}",
+                )
+        return
+    last, heads, groups = shape.vocab_size - 1, shape.num_heads, shape.num_kv_heads
+    if shape.vocab_size < BYTE_VOCAB:
+        yield (
+            "model.shape.vocab_size",
+            f"the random model reads bytes; nearest valid: {BYTE_VOCAB}",
+        )
+    if heads % groups:
+        near = _near_divisors(groups, heads)
+        yield (
+            "model.shape.num_kv_heads",
+            f"must divide model.shape.num_heads={heads}; nearest valid: {near}",
+        )
+    if shape.head_dim % 2:
+        near = _near_multiples(shape.head_dim, 2)
+        yield "model.shape.head_dim", f"rotation needs an even number; nearest valid: {near}"
+    bos = () if shape.bos_token_id is None else (shape.bos_token_id,)
+    for key, ids in (
+        ("bos_token_id", bos),
+        ("eos_token_ids", shape.eos_token_ids),
+        ("pad_token_id", (shape.pad_token_id,)),
+    ):
+        if any(i > last for i in ids):
+            yield f"model.shape.{key}", f"not in the vocabulary; nearest valid: {last}"
+    scaling = shape.rope_scaling
+    if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
+        low = scaling.low_freq_factor
+        yield (
+            "model.shape.rope_scaling.high_freq_factor",
+            f"must pass low_freq_factor; nearest valid: above {low}",
+        )
+
+
+def _near_divisors(number: int, total: int) -> str:
+    divisors = [d for d in range(1, total + 1) if total % d == 0]
+    near = [d for d in divisors if d <= number][-1:] + [d for d in divisors if d > number][:1]
+    return " or ".join(map(str, near))
+
+
+def _near_multiples(number: int, step: int) -> str:
+    below = number // step * step
+    return " or ".join(str(m) for m in (below, below + step) if m > 0)
