@@ -1,6 +1,5 @@
 # Every target works as the first command on a fresh machine with Python 3.11 or newer, make and
 # PyPI: it builds the virtual environment it needs. `make help` lists targets and variables.
-SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -23,13 +22,13 @@ STAMP := $(VENV)/.stamp
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf '\n  %s\n' \
+	@echo; printf '  %s\n' \
 	  'EXP=sentiment   experiment: a name in experiments/, or the path of a .py file' \
 	  'SEED=0          seed of the run' \
 	  'RUN_DIR=runs    root of the run folders' \
 	  'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \
 	  'PYTHON=python3  interpreter, 3.11 or newer; another one gets its own environment' \
-	  'VENV=$(VENV)       virtual environment'
+	  'VENV=$(VENV)      virtual environment'
 
 setup: $(STAMP)-setup ## virtual environment with all that training needs
 	@echo "ready: $(VENV)/bin/ppo-jax --help"

@@ -31,13 +31,8 @@ def open_manager(path: Path, keep: int, *, read_only: bool = False) -> Iterator[
     unless another error is on its way, and CheckpointError if there is nothing to read.
     """
     path = Path(path).absolute()
-    options = (
-        ocp.CheckpointManagerOptions(read_only=True)
-        if read_only
-        else ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    )
     with _one_line_errors():
-        manager = _create(path, options, ocp.StandardCheckpointHandler(), read_only)
+        manager = _create(path, ocp.StandardCheckpointHandler(), None if read_only else keep)
         try:
             yield manager
         except BaseException:
@@ -103,9 +98,8 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
     moments nor the devices that trained them need to be there. Raises CheckpointError.
     """
     path = Path(path).absolute()
-    options = ocp.CheckpointManagerOptions(read_only=True)
     with _one_line_errors():
-        manager = _create(path, options, ocp.PyTreeCheckpointHandler(), read_only=True)
+        manager = _create(path, ocp.PyTreeCheckpointHandler(), keep=None)
         try:
             step = manager.latest_step() if step is None else step
             if step is None:
@@ -123,13 +117,19 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
             manager.close()
 
 
-def _create(path: Path, options: Any, handler: Any, read_only: bool) -> Manager:
-    if read_only and not path.is_dir():
+def _create(path: Path, handler: Any, keep: int | None) -> Manager:
+    """A manager of `path`, which only reads where `keep` is None."""
+    if keep is None and not path.is_dir():
         raise CheckpointError(f"{path}: no such folder of checkpoints")
+    options = (
+        ocp.CheckpointManagerOptions(read_only=True)
+        if keep is None
+        else ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    )
     try:
         return ocp.CheckpointManager(path, options=options, item_handlers={ITEM: handler})
     except OSError as error:
-        kind = CheckpointError if read_only else StorageError
+        kind = CheckpointError if keep is None else StorageError
         raise kind(f"{path}: checkpoints cannot be opened ({_one_line(error)})") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError, StorageError
-from ppo_jax.ranges import check_types
+from ppo_jax.ranges import check_type
 
 T = TypeVar("T")
 
@@ -38,11 +38,9 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
     the source, with the dotted key, what was expected and the nearest valid name.
     """
     try:
-        config = _build(cls, data, "", cls)
-        check_types(config)
+        return _build(cls, data, "", cls)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return config
 
 
 def save_config(path: Path, config: Any) -> None:
@@ -122,20 +120,18 @@ def _build(cls: type, data: Any, prefix: str, root: type) -> Any:
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in data:
             raise ConfigError(f"missing key {prefix}{name}")
-    return cls(
-        **{
-            name: _decode(hints[name], value, f"{prefix}{name}.", root)
-            for name, value in data.items()
-        }
-    )
+    values = {name: _decode(hints[name], data[name], prefix + name, root) for name in data}
+    for name, value in values.items():
+        check_type(prefix + name, value, hints[name])
+    return cls(**values)
 
 
-def _decode(hint: Any, value: Any, prefix: str, root: type) -> Any:
-    """The value as its field holds it. One of a wrong type is passed on to be complained about."""
+def _decode(hint: Any, value: Any, key: str, root: type) -> Any:
+    """The value as its field holds it; one of a wrong type is passed on as it is."""
     options = _options(hint)
     section = next((option for option in options if dataclasses.is_dataclass(option)), None)
     if section is not None and (value is not None or type(None) not in options):
-        return _build(section, value, prefix, root)
+        return _build(section, value, f"{key}.", root)
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(value)
     if float in options and int not in options:

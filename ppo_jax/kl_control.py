@@ -1,26 +1,28 @@
 """The adaptive KL coefficient: a controller on its logarithm."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jax import Array
+
+Scalar = Array | float
 
 INITIAL_KL_ERROR = -1.0  # the KL of a policy that still is the reference
 
 
-def kl_relative_error(kl: ScalarLike, target: ScalarLike) -> Float[Array, ""]:
+def kl_relative_error(kl: Scalar, target: Scalar) -> Array:
     """kl / target - 1: 0 on target, -1 at a KL of 0. Both in nats a sequence."""
     return jnp.asarray(kl) / target - 1.0
 
 
 def update_kl_coef(
-    kl_coef: ScalarLike,
-    kl_error_prev: ScalarLike,
-    kl: ScalarLike,
+    kl_coef: Scalar,
+    kl_error_prev: Scalar,
+    kl: Scalar,
     *,
-    target: ScalarLike,
-    gain: ScalarLike,
-    max_step: ScalarLike,
-    damping: ScalarLike,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    target: Scalar,
+    gain: Scalar,
+    max_step: Scalar,
+    damping: Scalar,
+) -> tuple[Array, Array]:
     """The next coefficient and the error e to hand to the next call (first: INITIAL_KL_ERROR).
 
         log coef += gain * clip(e, ±max_step) + damping * (clip(e, ±1) - clip(e_prev, ±1))

@@ -108,10 +108,15 @@ def check_types(node: Any, prefix: str = "") -> None:
     hints = typing.get_type_hints(type(node))
     for field in dataclasses.fields(node):
         value, hint = getattr(node, field.name), hints[field.name]
-        if not _has_type(value, hint):
-            raise ConfigError(f"{prefix}{field.name}={value!r}: must be {_describe(hint, value)}")
+        check_type(f"{prefix}{field.name}", value, hint)
         if dataclasses.is_dataclass(value):
             check_types(value, f"{prefix}{field.name}.")
+
+
+def check_type(key: str, value: Any, hint: Any) -> None:
+    """Raise ConfigError, naming `key`, if a value is not of the type its field is annotated with."""
+    if not _has_type(value, hint):
+        raise ConfigError(f"{key}={value!r}: must be {_describe(hint, value)}")
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -76,20 +76,27 @@ def invert_cdf(logits_BV: Array, u_B: Array) -> Array:
     size = min(BLOCK, V)
     weights_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
     padded = jnp.pad(weights_BV, ((0, 0), (0, -V % size))).reshape(B, -1, size)
-    block_ends = jnp.cumsum(padded.sum(-1), axis=-1)
-    target_B = u_B * block_ends[:, -1]
-    block_B = _slice_of(block_ends, target_B)
+    sums = padded.sum(-1)
+    ends = jnp.cumsum(sums, axis=-1)
+    target_B = u_B * ends[:, -1]
+    block_B = _slice_of(sums, ends, target_B)
     before_B = jnp.where(
         block_B > 0,
-        jnp.take_along_axis(block_ends, jnp.maximum(block_B - 1, 0)[:, None], axis=1)[:, 0],
+        jnp.take_along_axis(ends, jnp.maximum(block_B - 1, 0)[:, None], axis=1)[:, 0],
         0.0,
     )
     within = jnp.take_along_axis(padded, block_B[:, None, None], axis=1)[:, 0]
-    return block_B * size + _slice_of(jnp.cumsum(within, axis=-1), target_B - before_B)
+    return block_B * size + _slice_of(within, jnp.cumsum(within, axis=-1), target_B - before_B)
 
 
-def _slice_of(ends_BN: Array, target_B: Array) -> Array:
-    """First index whose end passes the target, but never beyond the last slice with any width."""
-    index_B = jnp.sum(ends_BN <= target_B[:, None], axis=-1)
-    last_B = jnp.argmax(ends_BN >= ends_BN[:, -1:], axis=-1)
-    return jnp.minimum(index_B, last_B).astype(jnp.int32)
+def _slice_of(widths_BN: Array, ends_BN: Array, target_B: Array) -> Array:
+    """First slice with any width whose end passes the target, else the last one with any width.
+
+    The widths are asked, not the ends: sums in parallel may put two ends apart by a rounding where
+    nothing lies between them.
+    """
+    index_N = jnp.arange(widths_BN.shape[-1], dtype=jnp.int32)
+    wide_BN = widths_BN > 0
+    last_B = jnp.max(jnp.where(wide_BN, index_N, 0), axis=-1)
+    passed_BN = wide_BN & (ends_BN > target_B[:, None])
+    return jnp.min(jnp.where(passed_BN, index_N, last_B[:, None]), axis=-1)

@@ -170,6 +170,11 @@ def test_padding_does_not_count(byte_tables):
     junk = np.random.default_rng(3).integers(0, 300, (SIZE, T))
     np.testing.assert_allclose(scores_of(rows, byte_tables, junk=junk), expected, atol=1e-6)
     np.testing.assert_allclose(scores_of(rows, byte_tables, 61), expected, atol=1e-6)
+    # A padding token that holds a whole word.
+    bytes_VN = np.frombuffer(b"bad   " + b" good ", np.uint8).reshape(2, 6)
+    tables = build_tables(bytes_VN, np.array([3, 6]), VADER)
+    expected = expected_of([b"bad", b"bad good bad"])
+    np.testing.assert_allclose(scores_of([[0], [0, 1, 0]], tables, pad=1), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +189,7 @@ def test_padding_does_not_count(byte_tables):
         ("great-good'bad", ["great", "good", "bad"]),
         ("greatgood", []),
         ("greaté", []),
-        ("great9", []),
         ("gr8", ["gr8"]),
-        ("...", []),
         ("İgood", []),
         ("good" * 9 + " good", ["good"]),
     ],
@@ -275,11 +278,9 @@ def test_both_hashes_must_match():
         ({}, 15.0, "empty"),
         ({"don't": 1.0}, 15.0, "don't"),
         ({"two words": 1.0}, 15.0, "two words"),
-        ({"": 1.0}, 15.0, "never match"),
         ({"good": math.nan}, 15.0, "valence of 'good'"),
         ({"good": 1.0, "GOOD": 2.0}, 15.0, "twice"),
         ({"good": 1.0}, 0.0, "alpha"),
-        ({"good": 1.0}, math.nan, "alpha"),
     ],
 )
 def test_unusable_lexica(words, alpha, message):

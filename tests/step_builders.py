@@ -1,0 +1,168 @@
+"""Tiny cases of the whole step: a random model of one layer, prompts, a rule on tokens as reward."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax.config import (
+    Config,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    ParallelOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+    replace,
+)
+from ppo_jax.model import cast_weights, init_trunk, init_value_head, make_decoder, stack_layers
+from ppo_jax.sharding import make_mesh, put_batch, put_replicated
+from ppo_jax.step import Setup, train_step
+from ppo_jax.train import init_state
+from ppo_jax.types import Prompts
+
+VOCAB, EOS, PAD = 64, 1, 0
+SHAPE = ModelConfig(
+    vocab_size=VOCAB,
+    embed_dim=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    mlp_dim=48,
+    max_positions=64,
+    init_std=0.2,  # far from uniform
+    eos_token_ids=(EOS,),
+    pad_token_id=PAD,
+)
+BASE = Config(
+    model=ModelOptions(path=None, shape=SHAPE, compute_dtype="float32", remat="none"),
+    rollout=RolloutOptions(batch_size=8, max_new_tokens=6),
+    ppo=PPOOptions(epochs=2, minibatches=2),
+    optim=OptimOptions(),
+    parallel=ParallelOptions(data=1),
+    run=RunOptions(iterations=10, seed=3),
+    hparams=HParams(learning_rate=1e-2, kl_coef=0.1),
+)
+
+
+class Case(NamedTuple):
+    """A setup with its program, and what a first iteration starts from."""
+
+    setup: Setup
+    state: Any
+    frozen: Any
+    hparams: HParams
+    program: Callable
+
+
+def rule_on_device(rollout, columns, tables):
+    """Mean over the response of a wave over the ids: the same as `rule_on_host`."""
+    waves_BT = jnp.where(rollout.mask_BT > 0, jnp.sin(rollout.response_ids_BT * 0.7), 0.0)
+    return waves_BT.sum(axis=1) / rollout.lengths_B
+
+
+def rule_on_host(responses: list[list[int]]) -> np.ndarray:
+    return np.array([np.sin(np.array(ids) * 0.7).mean() for ids in responses], np.float32)
+
+
+def setup_of(config: Config, devices: int = 1, rewards=None, weights=None) -> Setup:
+    rewards = {"wave": rule_on_device} if rewards is None else rewards
+    mesh = make_mesh(replace(config, **{"parallel.data": devices}).parallel)
+    decoder = make_decoder(config.model.shape, config.model)
+    return Setup(config, mesh, decoder, decoder, rewards, weights or dict.fromkeys(rewards, 1.0))
+
+
+def start(setup: Setup, *, value_std: float = 0.1, ref_shift: float = 0.0):
+    """(state, frozen): a policy, a critic that says something, a reference `ref_shift` away."""
+    config = setup.config
+    layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
+    policy = layout(init_trunk(config.model.shape, jax.random.key(5)))
+    head = init_value_head(config.model.shape)
+    noise = jax.random.normal(jax.random.key(6), head["kernel"].shape)
+    value = {"head": {**head, "kernel": value_std * noise}}
+    if config.model.critic == "separate":
+        value["trunk"] = policy
+    state = init_state(config, {"policy": policy, "value": value})
+    other = layout(init_trunk(config.model.shape, jax.random.key(7)))
+    ref = jax.tree.map(lambda p, q: p + ref_shift * q, policy, other)
+    fixed = config.reward.reference == "fixed"
+    tables = {name: () for name in setup.device_rewards}
+    frozen = {"ref": cast_weights(setup.decoder, ref) if fixed else None, "reward": tables}
+    return put_replicated(setup.mesh, state), put_replicated(setup.mesh, frozen)
+
+
+def traced(hparams: HParams) -> HParams:
+    return jax.tree.map(jnp.float32, hparams)
+
+
+@functools.cache
+def case(config: Config, devices: int = 1, ref_shift: float = 0.0) -> Case:
+    """Nothing is donated, so the state serves again; one program for all tests of a config."""
+    setup = setup_of(config, devices)
+    state, frozen = start(setup, ref_shift=ref_shift)
+    program = jax.jit(functools.partial(train_step, setup))
+    return Case(setup, state, frozen, traced(config.hparams), program)
+
+
+def prompts_at(setup: Setup, step: int = 0, *, width: int = 6, order=None) -> Prompts:
+    """Random prompts of 1 to 5 tokens, the same for a step whatever the width."""
+    rows, samples = setup.config.rollout.batch_size, setup.config.rollout.samples_per_prompt
+    rng = np.random.default_rng(100 + step)
+    ids_BP = np.full((rows, width), PAD, np.int32)
+    for first in range(0, rows, samples):
+        ids = rng.integers(2, VOCAB, size=rng.integers(1, 6))
+        ids_BP[first : first + samples, width - len(ids) :] = ids
+    prompts = Prompts(
+        ids_BP,
+        ids_BP != PAD,
+        np.arange(rows, dtype=np.int32) // samples,
+        np.arange(rows, dtype=np.int32) % samples,
+        {},
+    )
+    if order is not None:
+        prompts = jax.tree.map(lambda x: x[order], prompts)
+    return put_batch(setup.mesh, prompts)
+
+
+def run(built: Case, iterations: int, hparams: HParams | None = None, **options):
+    """(state, [metrics], [rollout]) after some iterations."""
+    state, history, rollouts = built.state, [], []
+    for step in range(iterations):
+        state, metrics, rollout, _ = built.program(
+            state,
+            built.frozen,
+            built.hparams if hparams is None else traced(hparams),
+            prompts_at(built.setup, step, **options),
+        )
+        history.append({name: value.item() for name, value in metrics.items()})
+        rollouts.append(jax.device_get(rollout))
+    return state, history, rollouts
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    }
+
+
+def same(left, right) -> bool:
+    """Bit for bit."""
+    left, right = leaves(left), leaves(right)
+    return left.keys() == right.keys() and all(
+        left[k].dtype == right[k].dtype and left[k].tobytes() == right[k].tobytes() for k in left
+    )
+
+
+def assert_close(left, right, *, rtol=1e-5, atol=1e-6):
+    left, right = leaves(left), leaves(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_allclose(left[name], right[name], rtol=rtol, atol=atol, err_msg=name)
