@@ -39,9 +39,7 @@ def generate(args: GenerateArgs) -> None:
         raise ConfigError(
             f"top_k={args.top_k}: the vocabulary has {source.config.vocab_size} tokens"
         )
-    options = RolloutOptions(
-        max_new_tokens=args.max_new_tokens, top_k=args.top_k, top_p=args.top_p
-    )
+    options = RolloutOptions(max_new_tokens=args.max_new_tokens, top_k=args.top_k, top_p=args.top_p)
     mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
     params = put_replicated(mesh, rollout_copy(decoder, load_trunk(source)))
     sample = jax.jit(sharded_sample(mesh, decoder, options, greedy=args.temperature == 0))
@@ -170,9 +168,16 @@ def _given(prompts: Prompts, responses: Sequence[list[int]], width: int) -> Roll
     for row, ids in zip(ids_BT, responses, strict=True):
         row[: len(ids)] = ids
     mask_BT = (np.arange(width) < lengths_B[:, None]).astype(np.float32)
-    ended_B = np.ones(len(responses), bool)
     return Rollout(
-        prompts.ids_BP, prompts.mask_BP, ids_BT, mask_BT, lengths_B, ended_B, 0 * mask_BT, None, None
+        prompt_ids_BP=prompts.ids_BP,
+        prompt_mask_BP=prompts.mask_BP,
+        response_ids_BT=ids_BT,
+        mask_BT=mask_BT,
+        lengths_B=lengths_B,
+        ended_B=np.ones(len(responses), bool),
+        logprobs_BT=np.zeros_like(mask_BT),
+        values_BT=None,
+        kept_ids_BTK=None,
     )
 
 

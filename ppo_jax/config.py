@@ -130,7 +130,7 @@ class RunOptions:
     keep: int = 2  # newest checkpoints kept
     samples: int = 8  # continuations of each iteration written to samples.jsonl
     show_prompts: int = 3  # fixed prompts continued before and after training
-    time_phases: bool = False  # cut the step into programs and time each (costs the overlap)
+    profile_after: int = 2  # iterations after the start, the next one's phases are timed; 0: never
     compile_cache: str | None = "~/.cache/ppo_jax/xla"
     progress: bool = True  # progress bar on a terminal
 

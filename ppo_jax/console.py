@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -24,7 +24,7 @@ from rich.text import Text
 from ppo_jax.metrics import first_and_last
 from ppo_jax.run_folder import is_writer
 
-Update = Callable[[int, Mapping[str, float]], None]
+Update = Callable[[int, Mapping[str, float | int]], None]
 
 LOG_WIDTH = 120  # columns where there is no terminal to ask
 RECENT = 20  # iterations whose median time the ETA goes by; the first one holds the compilation
@@ -70,7 +70,7 @@ def show_progress(
     console = console or shared_console()
     seconds: deque[float] = deque(maxlen=RECENT)
 
-    def describe(done: int, metrics: Mapping[str, float]) -> str:
+    def describe(done: int, metrics: Mapping[str, float | int]) -> str:
         if "time/iteration" in metrics:
             seconds.append(metrics["time/iteration"])
         left = (total - done) * statistics.median(seconds) if seconds else math.nan
@@ -80,18 +80,18 @@ def show_progress(
         yield lambda done, metrics: _print_line(describe(done, metrics), console)
         return
 
-    def frame(done: int, line: str) -> Group:
+    def frame(done: int, line: str) -> Table:
         # Two rows, so that a narrow terminal cuts numbers off and never the bar.
-        return Group(
-            ProgressBar(total=max(total, 1), completed=done),
-            Text(line, no_wrap=True, overflow="ellipsis"),
-        )
+        grid = Table.grid()
+        grid.add_row(ProgressBar(total=max(total, 1), completed=done))
+        grid.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
+        return grid
 
     with Live(frame(start, f"{start}/{total}"), console=console, refresh_per_second=4) as live:
         yield lambda done, metrics: live.update(frame(done, describe(done, metrics)))
 
 
-def iteration_line(metrics: Mapping[str, float]) -> str:
+def iteration_line(metrics: Mapping[str, float | int]) -> str:
     """The metrics worth a look each iteration, those of COLUMNS that are there, in one line."""
     return "  ".join(
         f"{label} {form.format(metrics[key])}" for label, key, form in COLUMNS if key in metrics
@@ -103,7 +103,7 @@ def show_samples(
 ) -> None:
     """A table of `prompt`, `response` and `score` of each row."""
     console = console or shared_console()
-    table = Table(title=Text(title), show_lines=True, title_justify="left")
+    table = Table(title=_text(title, console), show_lines=True, title_justify="left")
     table.add_column("prompt", overflow="fold", ratio=2)
     table.add_column("continuation", overflow="fold", ratio=3)
     table.add_column("score", justify="right", no_wrap=True)
@@ -124,7 +124,7 @@ def show_comparison(
 ) -> None:
     """The same prompts continued before and after training, side by side."""
     console = console or shared_console()
-    table = Table(title=Text("Before and after training"), show_lines=True, title_justify="left")
+    table = Table(title="Before and after training", show_lines=True, title_justify="left")
     table.add_column("prompt", overflow="fold", ratio=2)
     for name in ("before", "after"):
         table.add_column(name, overflow="fold", ratio=3)
@@ -142,7 +142,7 @@ def show_comparison(
 
 def show_summary(
     rows: Sequence[Mapping[str, Any]],
-    seconds: float,
+    seconds: float | int,
     folder: Path,
     *,
     console: Console | None = None,
@@ -156,7 +156,7 @@ def show_summary(
     )
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """`1:02:03` or `2:03`; `-` where the time is not known."""
     if not math.isfinite(seconds):
         return "-"

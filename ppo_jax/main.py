@@ -147,4 +147,6 @@ def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Pars
 def _check(args: arguments.GenerateArgs | arguments.ScoreArgs) -> None:
     from ppo_jax.ranges import check_ranges
 
-    check_ranges(args, {key: arguments.RANGES[key] for key in vars(args) if key in arguments.RANGES})
+    check_ranges(
+        args, {key: arguments.RANGES[key] for key in vars(args) if key in arguments.RANGES}
+    )

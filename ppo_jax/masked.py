@@ -30,7 +30,7 @@ def masked_whiten(
     unbiased: bool = True,
     eps: float = 1e-8,
 ) -> Float[Array, "..."]:
-    """(x - mean) / sqrt(var + eps) over the mask, 0 elsewhere; `shift_mean=False` keeps the mean."""
+    """(x - mean) / sqrt(var + eps), 0 where masked; `shift_mean=False` keeps the mean."""
     mean = masked_mean(x, mask)
     white = (x - mean) * lax.rsqrt(masked_var(x, mask, unbiased=unbiased) + eps)
     return jnp.where(mask > 0, white if shift_mean else white + mean, 0.0)

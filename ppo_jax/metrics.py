@@ -33,7 +33,7 @@ class MetricsLog(NamedTuple):
     metrics: Log
     samples: Log
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Add the line of iteration `step`, which is on its way to the disk on return."""
         _append(self.metrics, [{"step": int(step), **metrics}])
 
@@ -59,7 +59,7 @@ def open_metrics(folder: RunFolder) -> Iterator[MetricsLog]:
                 os.close(log.descriptor)
 
 
-def to_host(metrics: Mapping[str, Array]) -> dict[str, float]:
+def to_host(metrics: Mapping[str, Array]) -> dict[str, float | int]:
     """Scalars of the device as Python numbers, fetched together: this waits for their step."""
     return {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
 
@@ -77,7 +77,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in read_lines(path)]
 
 
-def throughput(metrics: Mapping[str, float], sequences: int) -> dict[str, float]:
+def throughput(metrics: Mapping[str, float | int], sequences: int) -> dict[str, float]:
     """Response tokens a second: `throughput/total`, and by phase where phases were timed.
 
     `sequences` is the number of sequences an iteration; seconds come from `time/iteration` and

@@ -272,7 +272,7 @@ def unstack_layers(params: PyTree) -> PyTree:
 
 
 def cast_weights(decoder: Decoder, params: PyTree) -> PyTree:
-    """A trunk's matrices in the compute dtype; norm scales stay float32, as the forward uses them."""
+    """A trunk's matrices in the compute dtype; norm scales stay float32, as they are used."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "scale" else x.astype(decoder.compute), params
     )

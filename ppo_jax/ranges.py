@@ -114,7 +114,7 @@ def check_types(node: Any, prefix: str = "") -> None:
 
 
 def check_type(key: str, value: Any, hint: Any) -> None:
-    """Raise ConfigError, naming `key`, if a value is not of the type its field is annotated with."""
+    """Raise ConfigError, naming `key`, if a value is not of its field's annotated type."""
     if not _has_type(value, hint):
         raise ConfigError(f"{key}={value!r}: must be {_describe(hint, value)}")
 

@@ -62,7 +62,7 @@ def combine_scores(raw: dict[str, Array], weights: dict[str, float], rollout: Ro
 
 
 def update_moments(moments: ScoreMoments, scores_B: Array) -> ScoreMoments:
-    """Running mean and variance with a batch added (Chan et al. 1983); non-finite scores left out."""
+    """Running moments with a batch added (Chan et al. 1983), less the non-finite scores."""
     finite_B = jnp.isfinite(scores_B).astype(jnp.float32)
     scores_B = jnp.where(finite_B > 0, scores_B, 0.0)
     n = finite_B.sum()
@@ -77,7 +77,11 @@ def update_moments(moments: ScoreMoments, scores_B: Array) -> ScoreMoments:
 
 
 def shape_scores(
-    options: RewardOptions, hparams: HParams, scores: Scores, moments: ScoreMoments, rollout: Rollout
+    options: RewardOptions,
+    hparams: HParams,
+    scores: Scores,
+    moments: ScoreMoments,
+    rollout: Rollout,
 ) -> Array:
     """Final score [B] of each response: normalised, clipped, then penalised, in this order."""
     score_B = scores.sequence_B

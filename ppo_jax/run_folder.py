@@ -27,7 +27,7 @@ from ppo_jax.errors import ConfigError, DataError
 HARMLESS = frozenset(
     f"run.{name}"
     for name in (
-        "dir progress time_phases samples show_prompts checkpoint_every keep compile_cache"
+        "dir progress profile_after samples show_prompts checkpoint_every keep compile_cache"
     ).split()
 )
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "transformers")

@@ -29,7 +29,7 @@ def batch_devices(mesh: Mesh) -> int:
 
 def put_batch(mesh: Mesh, rows: PyTree) -> PyTree:
     """Host arrays with leading axis B, dealt to the devices."""
-    return jax.device_put(rows, NamedSharding(mesh, BATCH))
+    return jax.device_put(rows, batch_sharding(mesh))
 
 
 def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
@@ -37,6 +37,10 @@ def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.jit(lambda t: jax.tree.map(lambda x: x.copy(), t), out_shardings=replicated(mesh))(
         tree
     )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

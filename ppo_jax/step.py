@@ -1,6 +1,6 @@
 """One PPO iteration: `train_step` is the algorithm, everything below it a part it names.
 
-A reward that is ordinary Python cuts the same functions into three programs (`cut_step`).
+A reward that is ordinary Python cuts the same functions into three programs (`programs.py`).
 """
 
 from collections.abc import Callable
@@ -72,17 +72,6 @@ def train_step(
     scored = score_rollout(setup, state, frozen, hparams, rollout)
     raw = device_scores(setup, frozen, rollout, prompts.columns)
     return learn(setup, state, frozen, hparams, rollout, scored, raw)
-
-
-def cut_step(setup: Setup):
-    """The same iteration as three jitted programs, for rewards computed on the host between."""
-    jit = lambda f, **kw: jax.jit(lambda *args: f(setup, *args), **kw)
-
-    def score(setup, state, frozen, hparams, rollout, columns):
-        scored = score_rollout(setup, state, frozen, hparams, rollout)
-        return scored, device_scores(setup, frozen, rollout, columns)
-
-    return jit(sample_rollout), jit(score), jit(learn, donate_argnums=0)
 
 
 def step_keys(state: TrainState) -> tuple[Array, Array]:
@@ -254,12 +243,14 @@ def optimisers(config: Config, hparams: HParams, step: Array) -> Optimisers:
     critic_rate = hparams.critic_learning_rate
     if critic_rate is None:
         critic_rate = hparams.learning_rate
-    return Optimisers((transform, hparams.learning_rate * factor), (transform, critic_rate * factor))
+    return Optimisers(
+        (transform, hparams.learning_rate * factor), (transform, critic_rate * factor)
+    )
 
 
 def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: HParams):
     """What the update asks of the model: log-probabilities, entropies, values of some rows."""
-    config, scorer = setup.config, setup.scorer
+    scorer = setup.scorer
     ref = frozen["ref"] if moving_ref is None else moving_ref
 
     def evaluate(params: PyTree, rows: Rows) -> Evaluation:

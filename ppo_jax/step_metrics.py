@@ -6,7 +6,7 @@ Names are TRL's where TRL has the quantity.
 import jax.numpy as jnp
 
 from ppo_jax.config import Config, HParams
-from ppo_jax.masked import masked_var
+from ppo_jax.masked import masked_mean, masked_var
 from ppo_jax.optimizer import learning_rate_factor
 from ppo_jax.reward import Scores
 from ppo_jax.types import Array, Rollout, Scored, TrainState
@@ -64,7 +64,7 @@ def iteration_metrics(
         "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
         "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
         "rollout/tokens": rollout.mask_BT.sum(),
-        "rollout/logprob_gap": _logprob_gap(config, rollout, scored, stats),
+        **_logprob_gap(config, rollout, scored, stats),
         "val/num_eos_tokens": rollout.ended_B.sum().astype(jnp.float32),
         "lr": hparams.learning_rate
         * learning_rate_factor(config.optim, state.step, config.run.iterations),
@@ -84,15 +84,18 @@ def sequence_kl(scored: Scored, rollout: Rollout) -> Array:
     return jnp.where(rollout.mask_BT > 0, kl_BT, 0.0).sum(axis=1).mean()
 
 
-def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> Array:
-    """Largest |sampler − training forward| log-probability over real tokens, nats."""
-    if config.rollout.old_logprobs == "sampler":  # then the first minibatch's ratios show it
-        return jnp.log1p(stats["ratio_max_dev_first"])
-    gap_BT = jnp.where(rollout.mask_BT > 0, rollout.logprobs_BT - scored.old_logprobs_BT, 0.0)
-    return jnp.abs(gap_BT).max()
+def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> dict[str, Array]:
+    """|sampler − training forward| log-probability over real tokens, nats: mean and largest."""
+    if config.rollout.old_logprobs == "sampler":  # then only the first minibatch's ratios show it
+        return {"rollout/logprob_gap_max": jnp.log1p(stats["ratio_max_dev_first"])}
+    gap_BT = jnp.abs(rollout.logprobs_BT - scored.old_logprobs_BT)
+    return {
+        "rollout/logprob_gap": masked_mean(gap_BT, rollout.mask_BT),
+        "rollout/logprob_gap_max": jnp.where(rollout.mask_BT > 0, gap_BT, 0.0).max(),
+    }
 
 
 def explained_variance(scored: Scored, returns_BT: Array, mask_BT: Array) -> Array:
-    """1 − Var[returns − values] / Var[returns] over real tokens: 1 is a perfect critic, 0 a constant."""
+    """1 − Var[returns − values] / Var[returns]: 1 is a perfect critic, 0 a constant one."""
     left = masked_var(returns_BT - scored.values_BT, mask_BT)
     return 1.0 - left / jnp.maximum(masked_var(returns_BT, mask_BT), 1e-8)

@@ -3,63 +3,29 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import checkpoint, console, data
-from ppo_jax.config import Config, HParams
-from ppo_jax.errors import ConfigError, NumericalError
-from ppo_jax.evaluate import make_evaluation, pad_rows, response_texts, score_on_host
+from ppo_jax.config import Config
+from ppo_jax.errors import NumericalError
+from ppo_jax.evaluate import make_evaluation, pad_rows, response_texts
 from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import write_model_config
-from ppo_jax.kl_control import INITIAL_KL_ERROR
-from ppo_jax.loading import Source, load_trunk, open_source, resolve_options
+from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
-from ppo_jax.model import (
-    Decoder,
-    cast_weights,
-    init_value_head,
-    make_decoder,
-    stack_layers,
-)
-from ppo_jax.optimizer import make_optimizer
-from ppo_jax.rewards.base import Part, check_columns, parse_rewards
+from ppo_jax.prepare import Run, prepare
+from ppo_jax.profile import profiled
+from ppo_jax.programs import Finished, Stepper, host_scores, make_stepper, memory_bytes
+from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.run_folder import RunFolder, open_run, reconcile, write_env, write_status
-from ppo_jax.sharding import make_mesh, put_batch, put_replicated
-from ppo_jax.step import Setup, cut_step, train_step
-from ppo_jax.types import Prompts, PyTree, Rollout, ScoreMoments, TrainState
+from ppo_jax.types import PyTree, TrainState
 from ppo_jax.validate import check_devices, check_model
 
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
-
-
-class Run(NamedTuple):
-    """What the loop works with; arrays are in `state` and `frozen` alone."""
-
-    config: Config
-    setup: Setup
-    parts: list[Part]
-    dataset: data.Dataset
-    tokenizer: Any
-    width: int  # prompt columns
-    hparams: HParams
-
-
-class Finished(NamedTuple):
-    """An iteration that has been dispatched and not yet been read."""
-
-    step: int
-    prompts: Prompts
-    metrics: dict
-    rollout: Rollout
-    scores_B: jax.Array
-    times: dict[str, float]
 
 
 def train(config: Config, experiment: Experiment) -> None:
@@ -69,9 +35,7 @@ def train(config: Config, experiment: Experiment) -> None:
     _use_compile_cache(config.run.compile_cache)
     source = open_source(config.model.path, config.model.shape)
     config = dataclasses.replace(config, model=resolve_options(config.model, source.config))
-    dataset = data.load_dataset(
-        config.data, source.tokenizer, vocab_size=source.config.vocab_size
-    )
+    dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=source.config.vocab_size)
     check_model(config, source.config, data.prompt_width(dataset))
     parts = parse_rewards(experiment.reward)
     for part in parts:
@@ -99,86 +63,25 @@ def train(config: Config, experiment: Experiment) -> None:
     console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
 
 
-def prepare(
-    config: Config, source: Source, dataset: data.Dataset, parts: list[Part]
-) -> tuple[Run, TrainState, PyTree]:
-    """Load the weights and build what the loop needs: (run, first state, frozen)."""
-    mesh = make_mesh(config.parallel)
-    decoder = make_decoder(source.config, config.model)
-    layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
-    policy = layout(load_trunk(source, seed=config.run.seed))
-    value, critic = _value_tree(config, source, decoder, policy, layout)
-    device_parts = [part for part in parts if part.device is not None]
-    setup = Setup(
-        config,
-        mesh,
-        decoder,
-        critic,
-        {part.name: part.device.fn for part in device_parts},
-        {part.name: part.weight for part in parts},
-    )
-    state = init_state(config, {"policy": policy, "value": value})
-    fixed = config.reward.reference == "fixed"
-    tables = {
-        part.name: part.device.make_tables(source.tokenizer, source.config.vocab_size)
-        for part in device_parts
-    }
-    frozen = {"ref": cast_weights(decoder, policy) if fixed else None, "reward": tables}
-    hparams = jax.tree.map(jnp.float32, config.hparams)
-    width = data.prompt_width(dataset)
-    run = Run(config, setup, parts, dataset, source.tokenizer, width, hparams)
-    return run, put_replicated(mesh, state), put_replicated(mesh, frozen)
-
-
-def _value_tree(config: Config, source: Source, decoder: Decoder, policy: PyTree, layout):
-    """The value group's parameters and the decoder of its trunk."""
-    if config.model.critic == "shared":
-        return {"head": init_value_head(source.config)}, decoder
-    if config.model.critic_path is None:
-        return {"head": init_value_head(source.config), "trunk": policy}, decoder
-    critic = open_source(config.model.critic_path)
-    if critic.config.vocab_size != source.config.vocab_size:
-        raise ConfigError(
-            f"model.critic_path={config.model.critic_path}: its vocabulary has "
-            f"{critic.config.vocab_size} tokens, the policy's {source.config.vocab_size}"
-        )
-    value = {"head": init_value_head(critic.config), "trunk": layout(load_trunk(critic))}
-    return value, make_decoder(critic.config, config.model)
-
-
-def init_state(config: Config, params: PyTree) -> TrainState:
-    """The state before the first iteration."""
-    transform = make_optimizer(config.optim)
-    moving = config.reward.reference != "fixed"
-    zero = jnp.zeros((), jnp.float32)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state={group: transform.init(params[group]) for group in params},
-        key=jax.random.key(config.run.seed),
-        kl_coef=jnp.asarray(config.hparams.kl_coef, jnp.float32),
-        kl_error=jnp.asarray(INITIAL_KL_ERROR, jnp.float32),
-        moments=ScoreMoments(zero, zero, zero),
-        nonfinite=jnp.zeros((), jnp.int32),
-        tokens=zero,
-        ref=params["policy"] if moving else None,
-    )
-
-
 def _loop(run: Run, folder: RunFolder, state, frozen, manager, log, start: int) -> None:
+    """All iterations from `start`, with the fixed prompts continued before and after."""
     config = run.config.run
     evaluate = make_evaluation(run.setup) if config.show_prompts > 0 else None
     before = _shown(run, evaluate, state, frozen)
     if before:
         console.show_samples("Before training" if start == 0 else "At the start", before)
-    step_once = make_step(run)
+    stepper = make_stepper(run)
     with console.show_progress(config.iterations, start=start, bar=config.progress) as progress:
         pending, clock = None, time.monotonic()
         for step in range(start, config.iterations):
             prompts = data.make_batch(
-                run.dataset, run.config, step, pad_id=_pad_id(run), width=run.width
+                run.dataset, run.config, step, pad_id=run.pad_id, width=run.width
             )
-            state, finished = step_once(state, frozen, step, prompts)
+            if step == start + config.profile_after and pending is not None:
+                clock = _read(run, log, progress, pending, clock)
+                pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
+            else:
+                state, finished = stepper.dispatch(state, frozen, step, prompts)
             if pending is not None:
                 clock = _read(run, log, progress, pending, clock)
             pending = finished
@@ -191,68 +94,14 @@ def _loop(run: Run, folder: RunFolder, state, frozen, manager, log, start: int) 
         console.show_comparison(before, _shown(run, evaluate, state, frozen))
 
 
-def make_step(run: Run) -> Callable:
-    """`step(state, frozen, number, prompts) -> (state, Finished)`: dispatches one iteration.
-
-    One program, or three with the host-side rewards between them; `run.time_phases` takes the
-    three apart with waits, to time each.
-    """
-    mesh, timed = run.setup.mesh, run.config.run.time_phases
-    host = any(part.host is not None for part in run.parts)
-    if not host and not timed:
-        program = jax.jit(
-            lambda state, frozen, hparams, prompts: train_step(
-                run.setup, state, frozen, hparams, prompts
-            ),
-            donate_argnums=0,
-        )
-
-        def fused(state, frozen, step: int, prompts: Prompts):
-            state, metrics, rollout, scores_B = program(
-                state, frozen, run.hparams, put_batch(mesh, prompts)
-            )
-            return state, Finished(step, prompts, metrics, rollout, scores_B, {})
-
-        return fused
-
-    sample, score, learn = cut_step(run.setup)
-
-    def cut(state, frozen, step: int, prompts: Prompts):
-        times = {}
-        on_device = put_batch(mesh, prompts)
-        rollout = _timed(times, "time/rollout", timed, sample, state, run.hparams, on_device)
-        columns = on_device.columns
-        scored, raw = _timed(
-            times, "time/score", timed, score, state, frozen, run.hparams, rollout, columns
-        )
-        if host:
-            clock = time.monotonic()
-            raw = raw | put_batch(mesh, _host_scores(run, prompts, rollout))
-            times["time/reward"] = time.monotonic() - clock
-        state, metrics, rollout, scores_B = _timed(
-            times, "time/update", timed, learn, state, frozen, run.hparams, rollout, scored, raw
-        )
-        return state, Finished(step, prompts, metrics, rollout, scores_B, times)
-
-    return cut
-
-
-def _timed(times: dict, name: str, wait: bool, program, *args):
-    clock = time.monotonic()
-    result = program(*args)
-    if wait:
-        jax.block_until_ready(result)
-        times[name] = time.monotonic() - clock
-    return result
-
-
-def _host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:
-    return score_on_host(
-        run.parts,
-        data.batch_prompts(run.dataset, prompts),
-        response_texts(run.tokenizer, rollout),
-        data.batch_columns(run.dataset, prompts),
+def _profiled(stepper: Stepper, state, frozen, step: int, prompts):
+    """Dispatch one iteration and wait for it, with the seconds of its phases in `times`."""
+    programs = [program.as_text() for program in stepper.compiled.values()]
+    (state, finished), seconds = profiled(
+        lambda: stepper.dispatch(state, frozen, step, prompts), programs
     )
+    times = finished.times | seconds | {"memory/program_bytes": memory_bytes(stepper.compiled)}
+    return state, finished._replace(times=times)
 
 
 def _read(run: Run, log, progress, done: Finished, clock: float) -> float:
@@ -300,13 +149,13 @@ def _shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     if evaluate is None:
         return []
     count = run.config.run.show_prompts
-    prompts = data.fixed_prompts(run.dataset, count, pad_id=_pad_id(run), width=run.width)
+    prompts = data.fixed_prompts(run.dataset, count, pad_id=run.pad_id, width=run.width)
     padded = pad_rows(run.setup, prompts)
     key = jax.random.fold_in(jax.random.key(run.config.run.seed), SHOWN_KEY)
     rollout, raw = evaluate(state.params, frozen, run.hparams.temperature, padded, key)
     raw = {name: np.asarray(score) for name, score in raw.items()}
-    if any(part.host is not None for part in run.parts):
-        raw |= _host_scores(run, jax.device_get(padded), rollout)
+    if run.has_host_reward:
+        raw |= host_scores(run, jax.device_get(padded), rollout)
     weights = run.setup.weights
     total_B = sum(
         weights.get(name, weights.get(name.split("/")[0])) * score.reshape(len(score), -1).sum(1)
@@ -338,10 +187,6 @@ def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
 def _use_compile_cache(path: str | None) -> None:
     if path is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
-
-
-def _pad_id(run: Run) -> int:
-    return run.setup.decoder.config.pad_token_id
 
 
 def _facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainState) -> dict:

@@ -211,7 +211,7 @@ def test_env_and_status(folder):
     assert env["orbax_checkpoint"] and env["process_count"] == 1 and env["argv"]
     git = env["git"]
     assert git is None or (len(git["sha"]) == 40 and isinstance(git["dirty"], bool))
-    write_status(folder, "running", jnp.int32(3))
+    write_status(folder, "running", 3)
     write_status(folder, "failed", 4, error="one line")
     status = json.loads(folder.status.read_text())
     assert (status["status"], status["step"], status["error"]) == ("failed", 4, "one line")

@@ -12,6 +12,7 @@ SIZES = [1, 2, 7, 64, 255, 256, 257, 300, 512, 1000]
 LAST = np.float32(1 - 2**-24)  # the largest number `uniforms` can return
 
 jit_invert = jax.jit(invert_cdf)
+jitted_draw = jax.jit(draw, static_argnames=("top_k", "top_p"))
 
 
 def random_logits(rng, B, V, scale=2.0):
@@ -25,9 +26,8 @@ def probabilities(logits_BV):
 
 
 def jit_draw(logits_BV, u_B, top_k=None, top_p=None):
-    return jax.jit(draw, static_argnames=("top_k", "top_p"))(
-        jnp.asarray(logits_BV), jnp.asarray(u_B), top_k=top_k, top_p=top_p
-    )
+    drawn = jitted_draw(jnp.asarray(logits_BV), jnp.asarray(u_B), top_k=top_k, top_p=top_p)
+    return jax.device_get(drawn)
 
 
 def assert_chi_square(ids, probs_V):

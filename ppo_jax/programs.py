@@ -1,0 +1,124 @@
+"""The compiled programs of an iteration, and the function that dispatches one.
+
+One program; or, with rewards that are ordinary Python, three with the host between them.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ppo_jax import data
+from ppo_jax.evaluate import response_texts, score_on_host
+from ppo_jax.prepare import Run
+from ppo_jax.sharding import batch_sharding, put_batch, replicated
+from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
+from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
+
+
+class Finished(NamedTuple):
+    """An iteration that has been dispatched; its arrays may still be on their way."""
+
+    step: int
+    prompts: Prompts  # on the host
+    metrics: dict[str, jax.Array]
+    rollout: Rollout
+    scores_B: jax.Array
+    times: dict[str, float]  # seconds
+
+
+class Stepper(NamedTuple):
+    """`dispatch(state, frozen, step, prompts) -> (state, Finished)`, and what it has compiled."""
+
+    dispatch: Callable[[TrainState, PyTree, int, Prompts], tuple[TrainState, Finished]]
+    compiled: dict[str, jax.stages.Compiled]  # by program name, filled by the first dispatch
+
+
+def make_stepper(run: Run) -> Stepper:
+    compiled: dict[str, jax.stages.Compiled] = {}
+    if run.has_host_reward:
+        return Stepper(_cut(run, compiled), compiled)
+    return Stepper(_fused(run, compiled), compiled)
+
+
+def _fused(run: Run, compiled: dict):
+    mesh = run.setup.mesh
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+    step_program = _program(
+        compiled, "train_step", run, train_step, (whole, whole, rows, rows), donate=True
+    )
+
+    def dispatch(state, frozen, step: int, prompts: Prompts):
+        on_device = put_batch(mesh, prompts)
+        state, metrics, rollout, scores_B = step_program(state, frozen, run.hparams, on_device)
+        return state, Finished(step, prompts, metrics, rollout, scores_B, {})
+
+    return dispatch
+
+
+def _cut(run: Run, compiled: dict):
+    mesh = run.setup.mesh
+    whole, rows = replicated(mesh), batch_sharding(mesh)
+    sample = _program(compiled, "sample", run, sample_rollout, rows)
+    score = _program(compiled, "score", run, _score, rows)
+    update = _program(compiled, "update", run, learn, (whole, whole, rows, rows), donate=True)
+
+    def dispatch(state, frozen, step: int, prompts: Prompts):
+        on_device = put_batch(mesh, prompts)
+        rollout = sample(state, run.hparams, on_device)
+        # Dispatched at once, so that the scoring passes overlap the reward on the host.
+        scored, raw = score(state, frozen, run.hparams, rollout, on_device.columns)
+        clock = time.monotonic()
+        raw = raw | put_batch(mesh, host_scores(run, prompts, rollout))
+        times = {"time/reward": time.monotonic() - clock}
+        state, metrics, rollout, scores_B = update(state, frozen, run.hparams, rollout, scored, raw)
+        return state, Finished(step, prompts, metrics, rollout, scores_B, times)
+
+    return dispatch
+
+
+def _score(setup, state, frozen, hparams, rollout, columns):
+    scored = score_rollout(setup, state, frozen, hparams, rollout)
+    return scored, device_scores(setup, frozen, rollout, columns)
+
+
+def _program(compiled: dict, name: str, run: Run, function, out_shardings, *, donate=False):
+    """`function(setup, …)` compiled by the first call, for its arguments' shapes and for good: a
+    later call with others is an error instead of another compilation."""
+
+    def traced(*arguments):
+        return function(run.setup, *arguments)
+
+    traced.__name__ = name
+    jitted = jax.jit(traced, donate_argnums=0 if donate else (), out_shardings=out_shardings)
+
+    def call(*arguments):
+        if name not in compiled:
+            compiled[name] = jitted.lower(*arguments).compile()
+        return compiled[name](*arguments)
+
+    return call
+
+
+def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:
+    """Scores of the host-side rewards; waits for the rollout."""
+    return score_on_host(
+        run.parts,
+        data.batch_prompts(run.dataset, prompts),
+        response_texts(run.tokenizer, rollout),
+        data.batch_columns(run.dataset, prompts),
+    )
+
+
+def memory_bytes(compiled: dict[str, jax.stages.Compiled]) -> int:
+    """Device memory the largest program needs: arguments, outputs and scratch."""
+    analyses = [program.memory_analysis() for program in compiled.values()]
+    return max(
+        a.argument_size_in_bytes
+        + a.output_size_in_bytes
+        - a.alias_size_in_bytes
+        + a.temp_size_in_bytes
+        for a in analyses
+    )
