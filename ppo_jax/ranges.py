@@ -156,7 +156,7 @@ def _bounds(part: str) -> tuple[bool, float, float, bool]:
     return part[0] == "[", float(low), float(high), part[-1] == "]"
 
 
-def _inside(number: float, interval: str) -> bool:
+def _inside(number: int | float, interval: str) -> bool:
     def within(part: str) -> bool:
         low_closed, low, high, high_closed = _bounds(part)
         above = number >= low if low_closed else number > low

@@ -3,9 +3,9 @@
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def byte_tokenizer():
     )
 
 
-def encode_prompt(tokenizer, prompt: str | Sequence, *, where: str) -> list[int]:
+def encode_prompt(tokenizer, prompt: Any, *, where: str) -> list[int]:
     """Ids of a prompt: a string, or chat messages {role, content} through the chat template.
 
     A string gets the special tokens the tokenizer adds by default; messages end with the opening
@@ -83,7 +83,7 @@ def encode_prompt(tokenizer, prompt: str | Sequence, *, where: str) -> list[int]
         raise DataError(f"{where}: the chat template refuses the messages: {reason}") from error
 
 
-def decode(tokenizer, ids: Sequence[int]) -> str:
+def decode(tokenizer, ids: Iterable[SupportsInt]) -> str:
     """Text of the ids without special tokens, spaces left as they are."""
     return tokenizer.decode(
         [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -85,7 +85,7 @@ def save_hf(
     tokenizer: Any,
     *,
     dtype: str = "float32",
-    max_shard_bytes: float = 5e9,
+    max_shard_bytes: int | float = 5e9,
 ) -> None:
     """Writes a Hugging Face folder that transformers 5 loads with no missing or unexpected key.
 
@@ -230,7 +230,7 @@ def _tree(leaves: Mapping[tuple[str | int, ...], np.ndarray], num_layers: int) -
     for (*path, last), leaf in leaves.items():
         node: Any = tree
         for part in path:
-            node = node[part] if isinstance(node, list) else node.setdefault(part, {})
+            node = node[part] if isinstance(part, int) else node.setdefault(part, {})
         node[last] = leaf
     return tree
 
@@ -266,7 +266,7 @@ def _to_hf(leaf: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(leaf).astype(dtype))
 
 
-def _plan_shards(slots: Mapping[str, Slot], itemsize: int, limit: float) -> list[list[str]]:
+def _plan_shards(slots: Mapping[str, Slot], itemsize: int, limit: int | float) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     used = 0
     for name, slot in slots.items():

@@ -132,7 +132,9 @@ def test_rope_matches_the_published_formula(scaling, head_dim, theta):
 
 
 def test_the_rope_cases_reach_all_three_branches():
-    config = tiny_model(head_dim=64, rope_theta=1000.0, rope_scaling=RopeScaling(32.0, 1.5, 6.0, 64))
+    config = tiny_model(
+        head_dim=64, rope_theta=1000.0, rope_scaling=RopeScaling(32.0, 1.5, 6.0, 64)
+    )
     plain = slow_frequencies(dataclasses.replace(config, rope_scaling=None))
     ratio = slow_frequencies(config) / plain
     assert np.any(ratio == 1) and np.any(np.isclose(ratio, 1 / 32))

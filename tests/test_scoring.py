@@ -90,7 +90,7 @@ def slow_statistics(head, hidden_BTD, rollout, temperature, min_new_tokens, refe
         stats[1, b, t] = -np.sum(probs * logprobs_V[allowed])
         if reference is not None:
             ref_V = slow_log_softmax(reference[0], reference[1][b, t], temperature, allowed)
-            stats[2, b, t] = np.sum(probs * (logprobs_V - ref_V)[allowed])
+            stats[2, b, t] = np.sum(probs * (logprobs_V[allowed] - ref_V[allowed]))
     return stats
 
 
@@ -99,9 +99,11 @@ def jit_statistics(scorer, *args):
     return token_statistics(scorer, *args)
 
 
-def assert_statistics(stats, expected, rollout):
+def assert_statistics(stats, expected, rollout, temperature):
+    """Entropies and KLs are differences of numbers as large as the logits: 40 at temperature 0.3."""
     mask_BT = np.asarray(rollout.mask_BT) > 0
-    for got, want, tolerance in zip(stats, expected, (1e-5, 2e-5, 2e-5), strict=True):
+    loose = 2e-5 / min(temperature, 1.0)
+    for got, want, tolerance in zip(stats, expected, (1e-5, loose, loose), strict=True):
         assert got.dtype == jnp.float32 and got.shape == (B, T)
         assert np.isfinite(got).all()  # masked columns too: nothing may turn into NaN later
         np.testing.assert_allclose(np.asarray(got)[mask_BT], want[mask_BT], atol=tolerance)
@@ -115,12 +117,14 @@ def test_statistics_match_float64_numpy_for_every_chunk(chunk, kept, min_new_tok
         head, hidden_BTD = make_head(seed, tied=tied)
         ref, ref_hidden_BTD = make_head(seed + 100, tied=tied)
         scorer = make_scorer(chunk=chunk, min_new_tokens=min_new_tokens)
-        stats = jit_statistics(scorer, head, hidden_BTD, rollout, temperature, (ref, ref_hidden_BTD))
+        stats = jit_statistics(
+            scorer, head, hidden_BTD, rollout, temperature, (ref, ref_hidden_BTD)
+        )
         reference = (ref, np.asarray(ref_hidden_BTD))
         expected = slow_statistics(
             head, np.asarray(hidden_BTD), rollout, temperature, min_new_tokens, reference
         )
-        assert_statistics(stats, expected, rollout)
+        assert_statistics(stats, expected, rollout, temperature)
         kl_BT = np.asarray(stats[2])[np.asarray(rollout.mask_BT) > 0]
         assert kl_BT.min() >= -1e-6
 
@@ -213,7 +217,9 @@ def test_what_stands_after_the_end_changes_nothing():
     rollout = make_rollout(7, vocab=config.vocab_size)
     real_BT = rollout.mask_BT > 0
     other_BT = jax.random.randint(jax.random.key(0), (B, T), 0, config.vocab_size)
-    changed = rollout._replace(response_ids_BT=jnp.where(real_BT, rollout.response_ids_BT, other_BT))
+    changed = rollout._replace(
+        response_ids_BT=jnp.where(real_BT, rollout.response_ids_BT, other_BT)
+    )
     wider = rollout._replace(
         response_ids_BT=jnp.pad(rollout.response_ids_BT, ((0, 0), (0, 4))),
         mask_BT=jnp.pad(rollout.mask_BT, ((0, 0), (0, 4))),
@@ -289,7 +295,8 @@ def test_final_value_is_that_of_the_state_after_the_last_token():
 def test_zero_head_gives_zero_values():
     config = tiny_model()
     hidden_BUD = jnp.ones((B, T + 1, config.embed_dim))
-    values_BU = values_from({"head": init_value_head(config)}, make_scorer(), None, hidden_BUD)
+    head = {"head": init_value_head(config)}
+    values_BU = values_from(head, make_scorer(), make_rollout(0), hidden_BUD)
     np.testing.assert_array_equal(values_BU, np.zeros((B, T + 1)))
 
 
@@ -312,7 +319,7 @@ def test_microbatched_forward_equals_the_whole():
     config = tiny_model()
     params, rollout = trunk_params(config, 11), make_rollout(11, vocab=V, kept=5)
     scorer = make_scorer(Decoder(config), chunk=3)
-    score = lambda part: forward(scorer, params, part, 0.7)
+    score = lambda part: forward(scorer, params, part, jnp.float32(0.7))
     whole = jax.jit(score)(rollout)
     for count in (2, 3):
         parts = jax.jit(functools.partial(by_microbatch, score, count=count))(rollout)

@@ -1,0 +1,43 @@
+"""Settings of every test: four fake CPU devices, no network, arrays of different rank never mix."""
+
+import os
+from pathlib import Path
+
+# Read by jax and transformers when they are first imported, hence before everything else.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+
+# A [B] array must not broadcast against a [B, T] one unseen.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiled programs outlive the run, so that the next one starts at once.
+CACHE = Path.home() / ".cache" / "ppo_jax" / "xla-tests"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+
+
+@pytest.fixture
+def tiny_config() -> Config:
+    """A random two-layer byte model, eight sequences, one iteration."""
+    return Config(
+        model=ModelOptions(path=None, remat="none"),
+        data=DataOptions(path="experiments/data/tiny.jsonl", max_prompt_tokens=12),
+        rollout=RolloutOptions(batch_size=8, max_new_tokens=6),
+        ppo=PPOOptions(epochs=2, minibatches=2),
+        run=RunOptions(iterations=1, progress=False, compile_cache=None),
+        hparams=HParams(),
+    )
