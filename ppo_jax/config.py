@@ -112,7 +112,7 @@ class OptimOptions:
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # over run.iterations
     warmup: int = 0  # iterations of linear warm-up
     final_ratio: float = 0.0  # learning rate at the end over that at the start
-    max_nonfinite: int = 3  # updates skipped in a row before the run ends with code 3
+    max_nonfinite: int = 3  # iterations in a row with a skipped step before the run ends, code 3
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError, StorageError
@@ -129,16 +129,18 @@ def _build(cls: type, data: Any, prefix: str, root: type) -> Any:
 def _decode(hint: Any, value: Any, key: str, root: type) -> Any:
     """The value as its field holds it; one of a wrong type is passed on as it is."""
     options = _options(hint)
-    section = next((option for option in options if dataclasses.is_dataclass(option)), None)
+    section: Any = next(filter(dataclasses.is_dataclass, options), None)
     if section is not None and (value is not None or type(None) not in options):
         return _build(section, value, f"{key}.", root)
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(value)
-    if float in options and int not in options:
-        number = isinstance(value, int) and not isinstance(value, bool)
-        if number or value in NONFINITE:
-            return float(value)
+    if float in options and int not in options and _is_number(value):
+        return float(value)
     return value
+
+
+def _is_number(value: Any) -> TypeGuard[int | str]:
+    return value in NONFINITE or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -152,7 +154,7 @@ def _dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(cls):
         yield prefix + field.name
         for option in _options(hints[field.name]):
-            if dataclasses.is_dataclass(option):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
                 yield from _dotted_keys(option, f"{prefix}{field.name}.")
 
 

@@ -74,7 +74,7 @@ def show_progress(
         if "time/iteration" in metrics:
             seconds.append(metrics["time/iteration"])
         left = (total - done) * statistics.median(seconds) if seconds else math.nan
-        return f"{done}/{total}  {iteration_line(metrics)}  eta {duration(left)}"
+        return f"{done}/{total}  eta {duration(left)}  {iteration_line(metrics)}"
 
     if not (bar and console.is_terminal and not console.is_dumb_terminal):
         yield lambda done, metrics: _print_line(describe(done, metrics), console)

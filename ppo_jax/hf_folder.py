@@ -252,8 +252,8 @@ def _size(file: Path, raw: dict[str, Any], key: str, default: int | None = None)
 
 
 def _number(file: Path, raw: dict[str, Any], key: str) -> float:
-    value = raw.get(key, DEFAULTS.get(key))
-    if type(value) not in (int, float) or value < 0:
+    value: Any = raw.get(key, DEFAULTS.get(key))
+    if type(value) not in (int, float) or not value >= 0:  # NaN is refused too
         raise ConfigError(f"{file}: {key} = {_short(value)}, expected a number of at least 0")
     return float(value)
 

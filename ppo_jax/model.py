@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
         scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         x32 = x32 * lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale_D).astype(self.dtype)
+        return (x32 * jnp.broadcast_to(scale_D, x.shape)).astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -97,7 +97,7 @@ def _llama3(frequencies, scaling: RopeScaling):
 
 def rope(config: ModelConfig, positions_BS: Array) -> tuple[Array, Array]:
     """cos and sin [B, S, K/2] of the rotary angles, float32."""
-    angles_BSK = positions_BS[..., None].astype(jnp.float32) * rope_frequencies(config)
+    angles_BSK = positions_BS[..., None].astype(jnp.float32) * rope_frequencies(config)[None, None]
     return jnp.cos(angles_BSK), jnp.sin(angles_BSK)
 
 
@@ -139,7 +139,7 @@ def trunk(decoder: Decoder, params: PyTree, ids_BS: Array, mask_BS: Array) -> Ar
     cos_BSK, sin_BSK = rope(decoder.config, positions_from_mask(mask_BS))
     S = ids_BS.shape[1]
     causal_SS = jnp.tril(jnp.ones((S, S), bool))
-    visible_B1SS = causal_SS & (mask_BS > 0)[:, None, None, :]
+    visible_B1SS = causal_SS[None, None] & (mask_BS > 0)[:, None, None, :]
 
     def layer(layer_params, x_BSD):
         attend = lambda q, k, v: (
@@ -176,7 +176,7 @@ def prefill(decoder: Decoder, params: PyTree, ids_BP: Array, mask_BP: Array, wid
     """
     cos_BPK, sin_BPK = rope(decoder.config, positions_from_mask(mask_BP))
     P = ids_BP.shape[1]
-    visible = jnp.tril(jnp.ones((P, P), bool)) & mask_BP[:, None, None, :]
+    visible = jnp.tril(jnp.ones((1, 1, P, P), bool)) & mask_BP[:, None, None, :]
     room = ((0, 0), (0, width - P), (0, 0), (0, 0))
 
     def attend(q, k, v):

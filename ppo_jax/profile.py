@@ -5,6 +5,8 @@ since every operation carries the `jax.named_scope` it was traced under.
 """
 
 import re
+import resource
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -78,3 +80,12 @@ def union_length(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: by the first device where it keeps count, else by this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts in bytes there, else in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -60,6 +60,7 @@ RANGES = {
     "run.seed": "[0, 4294967295]",
     "run.checkpoint_every": COUNT,
     "run.keep": COUNT,
+    "run.profile_after": NATURAL,
     "run.samples": NATURAL,
     "run.show_prompts": NATURAL,
     "hparams.learning_rate": POSITIVE,
@@ -165,10 +166,14 @@ def _inside(number: int | float, interval: str) -> bool:
     return any(within(part) for part in interval.split(" or "))
 
 
-def _nearest(number: float, part: str) -> str:
+def _nearest(number: int | float, part: str) -> str:
     low_closed, low, high, high_closed = _bounds(part)
-    if number > low and not math.isinf(high):
-        return f"{high:g}" if high_closed else f"below {high:g}"
-    if number > low:  # past an open infinity
+    if math.isinf(number) and math.isinf(high) and not high_closed:
         return "any finite number"
-    return f"{low:g}" if low_closed else f"above {low:g}"
+    if number > low:
+        return _digits(high) if high_closed else f"below {_digits(high)}"
+    return _digits(low) if low_closed else f"above {_digits(low)}"
+
+
+def _digits(bound: float) -> str:
+    return str(int(bound)) if bound.is_integer() else str(bound)

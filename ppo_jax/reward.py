@@ -114,7 +114,7 @@ def shape_rewards(
 ) -> Array:
     """Token rewards: the score lands on the last real token, the KL on each (Ziegler et al. 2019,
     arXiv 1909.08593). With the KL in the loss only the scores are left."""
-    last_BT = jnp.arange(rollout.mask_BT.shape[1]) == rollout.lengths_B[:, None] - 1
+    last_BT = jnp.arange(rollout.mask_BT.shape[1])[None] == rollout.lengths_B[:, None] - 1
     rewards_BT = token_BT + jnp.where(last_BT, score_B[:, None], 0.0)
     if options.kl_in == "reward":
         rewards_BT = rewards_BT - kl_coef * kl_BT

@@ -75,7 +75,7 @@ def sample(
     def body(carry):
         t, record, caches = carry
         column = P + t - 1  # where the token drawn last goes
-        visible_BS = prompt_columns_BS & (jnp.arange(P + T) <= column)
+        visible_BS = prompt_columns_BS & (jnp.arange(P + T)[None] <= column)
         token_B = lax.dynamic_index_in_dim(record.ids_BT, t - 1, axis=1, keepdims=False)
         hidden_BD, caches = decode_step(
             decoder, params, token_B, last_position_B + t, visible_BS, caches, column
@@ -87,7 +87,7 @@ def sample(
     record = emit(record, hidden_BD, jnp.int32(0))
     unfinished = lambda carry: (carry[0] < T) & ~jnp.all(carry[1].done_B)
     _, record, _ = lax.while_loop(unfinished, body, (jnp.int32(1), record, caches))
-    mask_BT = (jnp.arange(T) < record.lengths_B[:, None]).astype(jnp.float32)
+    mask_BT = (jnp.arange(T)[None] < record.lengths_B[:, None]).astype(jnp.float32)
     return Rollout(
         prompt_ids_BP=prompts.ids_BP,
         prompt_mask_BP=prompts.mask_BP,

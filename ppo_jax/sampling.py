@@ -21,7 +21,8 @@ class Draw(NamedTuple):
 def suppress(logits: Array, ids: tuple[int, ...], where: Array) -> Array:
     """Logits [..., V] with `ids` made impossible where the boolean array (of shape [...]) holds."""
     hit_V = jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(ids, jnp.int32)].set(True)
-    return jnp.where(where[..., None] & hit_V, NEVER, logits)
+    hit = where[..., None] & jnp.broadcast_to(hit_V, logits.shape)
+    return jnp.where(hit, NEVER, logits)
 
 
 def uniforms(row_keys_B: Array, t: Array) -> Array:
@@ -97,6 +98,6 @@ def _slice_of(widths_BN: Array, ends_BN: Array, target_B: Array) -> Array:
     """
     index_N = jnp.arange(widths_BN.shape[-1], dtype=jnp.int32)
     wide_BN = widths_BN > 0
-    last_B = jnp.max(jnp.where(wide_BN, index_N, 0), axis=-1)
+    last_B = jnp.max(jnp.where(wide_BN, index_N[None], 0), axis=-1)
     passed_BN = wide_BN & (ends_BN > target_B[:, None])
-    return jnp.min(jnp.where(passed_BN, index_N, last_B[:, None]), axis=-1)
+    return jnp.min(jnp.where(passed_BN, index_N[None], last_B[:, None]), axis=-1)

@@ -181,7 +181,7 @@ def learn(
         ref_logprobs_BT=scored.ref_logprobs_BT,
     )
     with jax.named_scope("update"):
-        params, opt_state, nonfinite, stats = ppo_update(
+        params, opt_state, stats = ppo_update(
             config,
             hparams,
             optimisers(config, hparams, state.step),
@@ -192,9 +192,9 @@ def learn(
             step_keys(state)[1],
             kl_coef=state.kl_coef,
             freeze_policy=state.step < config.ppo.critic_warmup,
-            nonfinite=state.nonfinite,
             constrain=lambda split: constrain_rows(setup.mesh, split, axis=1),
         )
+    nonfinite = jnp.where(stats["skipped"] > 0, state.nonfinite + 1, 0)
     metrics = iteration_metrics(
         config, hparams, state, rollout, scored, scores, score_B, rewards_BT, nonfinite, stats
     )

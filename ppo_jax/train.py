@@ -18,7 +18,7 @@ from ppo_jax.hf_folder import write_model_config
 from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
 from ppo_jax.prepare import Run, prepare
-from ppo_jax.profile import profiled
+from ppo_jax.profile import peak_memory_bytes, profiled
 from ppo_jax.programs import Finished, Stepper, host_scores, make_stepper, memory_bytes
 from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.run_folder import RunFolder, open_run, reconcile, write_env, write_status
@@ -109,6 +109,7 @@ def _read(run: Run, log, progress, done: Finished, clock: float) -> float:
     metrics = to_host(done.metrics)
     now = time.monotonic()
     metrics |= done.times | {"time/iteration": now - clock}
+    metrics["memory/peak_bytes"] = peak_memory_bytes()
     metrics["eps"] = run.config.rollout.batch_size / max(now - clock, 1e-9)
     metrics |= throughput(metrics, run.config.rollout.batch_size)
     log.write(done.step, metrics)
@@ -117,8 +118,9 @@ def _read(run: Run, log, progress, done: Finished, clock: float) -> float:
     in_row = metrics["update/nonfinite_in_row"]
     if in_row >= run.config.optim.max_nonfinite:
         raise NumericalError(
-            f"iteration {done.step}: {in_row:.0f} updates in a row had a loss or gradient that is "
-            f"not finite and were skipped (optim.max_nonfinite={run.config.optim.max_nonfinite}); "
+            f"iteration {done.step}: {in_row:.0f} iterations in a row had a loss or gradient that "
+            f"is not finite; nothing was applied (optim.max_nonfinite="
+            f"{run.config.optim.max_nonfinite}); "
             f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}"
         )
     return now

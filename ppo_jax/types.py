@@ -68,6 +68,6 @@ class TrainState(NamedTuple):
     kl_coef: Array
     kl_error: Array  # last relative error of the KL controller
     moments: ScoreMoments
-    nonfinite: Array  # int32, skipped updates in a row
+    nonfinite: Array  # int32, iterations in a row with an optimiser step skipped
     tokens: Array  # float32, response tokens sampled so far
     ref: PyTree | None  # moving reference (EMA or reset); None: frozen["ref"] serves

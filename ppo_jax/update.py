@@ -60,8 +60,7 @@ class Optimisers(NamedTuple):
 class _Carry(NamedTuple):
     params: PyTree
     opt_state: PyTree
-    stopped: Array  # target KL passed: the remaining steps do nothing
-    nonfinite: Array  # skipped steps in a row
+    stopped: Array  # target KL passed: the policy's remaining steps do nothing
 
 
 def ppo_update(
@@ -76,16 +75,16 @@ def ppo_update(
     *,
     kl_coef: Array,
     freeze_policy: Array,
-    nonfinite: Array,
     constrain: Callable[[PyTree], PyTree] = lambda minibatches: minibatches,
 ):
     """Run all optimiser steps of one iteration.
 
-    Returns (params, opt_state, nonfinite, metrics). `freeze_policy` (traced bool) holds the policy
-    group still while the critic warms up. A step whose loss or gradient is not finite, or whose
-    approximate KL passes 1.5 × `hparams.target_kl`, is not applied; the latter ends the update.
+    Returns (params, opt_state, metrics). `freeze_policy` (traced bool) holds the policy group still
+    while the critic warms up. A step whose loss or gradient is not finite is not applied, but
+    counted (`skipped`). One whose approximate KL passes 1.5 × `hparams.target_kl` is not applied
+    and is the last one to touch the policy.
     """
-    carry = _Carry(params, opt_state, jnp.zeros((), bool), nonfinite)
+    carry = _Carry(params, opt_state, jnp.zeros((), bool))
     history = []
     for parts, epochs in epoch_plan(config):
         step = _minibatch_step(
@@ -102,8 +101,7 @@ def ppo_update(
         key, sub = jax.random.split(key)
         carry, stats = lax.scan(epoch, carry, jax.random.split(sub, epochs))
         history.append(jax.tree.map(lambda x: x.reshape(-1), stats))
-    metrics = _summarise(history)
-    return carry.params, carry.opt_state, carry.nonfinite, metrics
+    return carry.params, carry.opt_state, _summarise(history)
 
 
 def epoch_plan(config: Config) -> list[tuple[tuple[str, ...], int]]:
@@ -174,10 +172,9 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
             )
         stats |= {"loss": loss, "ran": jnp.float32(1), "skipped": 1.0 - finite}
         stats |= {f"grad_norm/{group}": norm for group, norm in norms.items()}
-        nonfinite = jnp.where(finite, 0, carry.nonfinite + 1)
-        return _Carry(params, opt_state, stop, nonfinite), stats
+        return _Carry(params, opt_state, stop), stats
 
-    if hparams.target_kl is None:
+    if hparams.target_kl is None or "policy" not in groups:
         return run
 
     def run_unless_stopped(carry: _Carry, rows: Rows):

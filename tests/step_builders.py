@@ -23,7 +23,7 @@ from ppo_jax.config import (
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, make_decoder, stack_layers
 from ppo_jax.sharding import make_mesh, put_batch, put_replicated
 from ppo_jax.step import Setup, train_step
-from ppo_jax.train import init_state
+from ppo_jax.prepare import init_state
 from ppo_jax.types import Prompts
 
 VOCAB, EOS, PAD = 64, 1, 0

@@ -151,7 +151,7 @@ def test_exact_kl_to_itself_is_zero(kept, temperature):
 def test_gradients_do_not_depend_on_the_chunk(kept, min_new_tokens):
     rollout = make_rollout(3, kept=kept, min_new_tokens=min_new_tokens)
     (head, hidden_BTD), reference = make_head(3), make_head(4)
-    weights = jax.random.normal(jax.random.key(0), (3, B, T)) * rollout.mask_BT
+    weights = jax.random.normal(jax.random.key(0), (3, B, T)) * rollout.mask_BT[None]
 
     def loss(head, hidden_BTD, reference, temperature, chunk):
         scorer = make_scorer(chunk=chunk, min_new_tokens=min_new_tokens)

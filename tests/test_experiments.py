@@ -1,0 +1,117 @@
+"""Experiment files: those of the repository are runnable, broken ones are named with their line."""
+
+import pytest
+
+from ppo_jax.config import Config
+from ppo_jax.errors import ConfigError
+from ppo_jax.experiment import find_experiment, list_experiments, load_experiment, summary
+from ppo_jax.rewards.base import parse_rewards
+from ppo_jax.validate import check_config
+
+NAMES = sorted(list_experiments())
+GOOD = """'''What it is.
+
+More of it.'''
+from ppo_jax.config import Config
+BASE = Config()
+def REWARD(prompts, responses):
+    return [0.0] * len(prompts)
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_is_complete(name):
+    experiment = load_experiment(name)
+    check_config(experiment.base)
+    assert parse_rewards(experiment.reward)
+    assert "make " in experiment.doc and "Expected" in experiment.doc
+    assert summary(experiment.path) == experiment.doc.splitlines()[0]
+
+
+def test_the_ones_of_the_makefile_exist():
+    assert {"sentiment", "tiny"} <= set(NAMES)
+
+
+def write(folder, text, name="mine"):
+    (folder / "experiments").mkdir(exist_ok=True)
+    path = folder / "experiments" / f"{name}.py"
+    path.write_text(text)
+    return path
+
+
+def test_by_path_and_by_name_in_the_working_directory_first(tmp_path, monkeypatch):
+    path = write(tmp_path, GOOD)
+    write(tmp_path, GOOD, name="tiny")
+    monkeypatch.chdir(tmp_path)
+    for given in ("mine", "experiments/mine.py", path):
+        experiment = load_experiment(given)
+        assert experiment.name == "mine" and experiment.path == path.resolve()
+        assert experiment.base == Config() and experiment.doc == "What it is.\n\nMore of it."
+    assert find_experiment("tiny") == (tmp_path / "experiments" / "tiny.py").resolve()
+    assert find_experiment("sentiment").parent != (tmp_path / "experiments").resolve()
+
+
+def test_two_files_of_one_name_do_not_mix(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    seeds = [5, 6]
+    paths = [
+        write(
+            tmp_path / folder,
+            GOOD + f"from ppo_jax.config import RunOptions\n"
+            f"BASE = Config(run=RunOptions(seed={seed}))\n",
+        )
+        for folder, seed in zip("ab", seeds, strict=True)
+    ]
+    assert [load_experiment(path).base.run.seed for path in paths] == seeds
+
+
+def test_dataclasses_and_other_modules_work_in_the_file(tmp_path):
+    extra = (
+        "import dataclasses, jax\nfrom ppo_jax.rewards.base import parse_rewards\n"
+        "@dataclasses.dataclass\nclass Options:\n    x: 'int' = 1\n"
+    )
+    assert load_experiment(write(tmp_path, GOOD + extra)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (GOOD.replace("BASE", "BASES"), "BASE is missing; expected BASE = a ppo_jax.config.Config"),
+        (GOOD.replace("BASE", "BASES"), "nearest: BASES"),
+        (GOOD.replace("REWARD", "reward"), "REWARD is missing"),
+        (GOOD.replace("Config()", "{}"), "BASE is a dict; expected a ppo_jax.config.Config"),
+        (GOOD + "REWARD = 3\n", "REWARD: reward: 3 is not a reward"),
+        (GOOD + "REWARD = []\n", "the list is empty"),
+        (GOOD + "\n1 / 0\n", ":9: ZeroDivisionError: division by zero"),
+        (GOOD + "x = (\n", ":8: SyntaxError"),
+        (GOOD + "import absent_package\n", ":8: ModuleNotFoundError"),
+        (GOOD + "from ppo_jax.config import replace\nreplace(BASE, **{'run.sed': 1})\n", ":9: "),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(text, says, tmp_path):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path)
+    line = str(caught.value)
+    assert line.startswith(str(path)) and says in line and "\n" not in line
+
+
+@pytest.mark.parametrize("given", ["sentimnt", "senti-ment", "Sentiment"])
+def test_a_missing_name_lists_the_nearest(given):
+    with pytest.raises(ConfigError, match=f"no experiments/{given}.py; nearest: sentiment"):
+        load_experiment(given)
+
+
+def test_a_missing_path_names_the_nearest(tmp_path):
+    path = write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=f"no file .*mime.py; nearest: {path}"):
+        load_experiment(path.with_name("mime.py"))
+    with pytest.raises(ConfigError, match="no .py file in"):
+        load_experiment(tmp_path / "mine.py")
+
+
+def test_private_files_are_parts_of_others(tmp_path, monkeypatch):
+    write(tmp_path, GOOD, name="_shared")
+    monkeypatch.chdir(tmp_path)
+    assert "_shared" not in list_experiments()

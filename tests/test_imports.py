@@ -1,0 +1,100 @@
+"""The code reads in one direction and in small pieces: import order, file and function sizes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ppo_jax"
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py")) + EXPERIMENTS
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+# A module may import those that stand before it, imports inside of functions included.
+ORDER = """
+    errors config types masked ranges arguments config_io validate
+    sharding
+    tokenizer data
+    hf_folder smollm2 weights model
+    rewards sampling rollout scoring
+    reward kl_control
+    gae estimators
+    losses optimizer update
+    step_metrics step
+    run_folder metrics console profile checkpoint loading evaluate experiment
+    prepare programs train
+    commands main __main__
+""".split()
+# What serves any policy must not come to know of tokenizers, files or devices.
+ANY_POLICY = {"gae": set(), "estimators": {"errors", "gae", "masked"}, "losses": {"errors"}}
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module(path):
+    """`rewards` for everything under rewards/, else the file's name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree, package="ppo_jax"):
+    """First-level modules of a package that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names]
+    inside = {p[1] if len(p) > 1 else "" for p in parts if p[0] == package}
+    return inside - {"", "__version__"}
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert {module(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_point_left(path):
+    name = module(path)
+    before = set() if name == "__init__" else set(ORDER[: ORDER.index(name)])
+    siblings = {"rewards"} if name == "rewards" else set()
+    assert imported(parse(path)) - before - siblings == set()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_the_package_never_imports_experiments_or_tests(path):
+    for outside in ("experiments", "tests"):
+        assert not imported(parse(path), outside)
+
+
+@pytest.mark.parametrize("name", ANY_POLICY)
+def test_the_mathematics_serves_any_policy(name):
+    assert imported(parse(PACKAGE / f"{name}.py")) <= ANY_POLICY[name]
+
+
+def test_the_update_knows_no_files_and_no_tokenizers():
+    assert not imported(parse(PACKAGE / "update.py")) & {"tokenizer", "data", "weights", "model"}
+
+
+@pytest.mark.parametrize("path", SOURCES + TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_small(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 300
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_are_small(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_the_makefile_is_small():
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").count("\n")
+    assert lines <= 120
