@@ -165,7 +165,7 @@ def test_unembed_uses_the_head_there_is(tied):
 
 
 def test_scan_unroll_and_every_remat_agree_in_values_and_gradients():
-    config = tiny_model(num_layers=3)
+    config = tiny_model()
     params = trunk_params(config, seed=4)
     _, ids_BS, mask_BS = random_sequences(4, 5, 4, 5, config.vocab_size)
     weight_BSD = jax.random.normal(jax.random.key(6), (*ids_BS.shape, config.embed_dim))
@@ -201,7 +201,7 @@ def test_prefill_and_decoding_equal_the_trunk(name):
         np.testing.assert_allclose(hidden_BD, whole_BSD[:, P - 1], atol=1e-5)
         positions_BS = positions_from_mask(mask_BS)
         for column in range(P, P + T):
-            visible_BS = mask_BS & (jnp.arange(P + T) <= column)
+            visible_BS = mask_BS & (jnp.arange(P + T)[None] <= column)
             token_B, position_B = ids_BS[:, column], positions_BS[:, column]
             hidden_BD, caches = jit_decode_step(
                 decoder, params, token_B, position_B, visible_BS, caches, column
@@ -215,7 +215,7 @@ def test_columns_behind_the_cursor_are_never_read():
     prompts, ids_BS, mask_BS = random_sequences(B, P, T, 12, config.vocab_size)
     _, caches = jit_prefill(decoder, params, prompts.ids_BP, prompts.mask_BP, P + T)
     spoilt = jax.tree.map(lambda x: x.at[:, P + 1 :].set(1e3), caches)
-    visible_BS = mask_BS & (jnp.arange(P + T) <= P)
+    visible_BS = mask_BS & (jnp.arange(P + T)[None] <= P)
     positions_B = positions_from_mask(mask_BS)[:, P]
     states = [
         jit_decode_step(decoder, params, ids_BS[:, P], positions_B, visible_BS, c, P)[0]
@@ -243,7 +243,7 @@ def test_ids_on_padding_and_right_of_a_position_change_nothing_before_it():
     decoder, params = Decoder(config), trunk_params(config, seed=15)
     _, ids_BS, mask_BS = random_sequences(B, P, T, 16, config.vocab_size)
     hidden_BSD = jit_trunk(decoder)(params, ids_BS, mask_BS)
-    ended_BS = mask_BS & (jnp.arange(P + T) < P + 2)  # a response of two tokens, padded right
+    ended_BS = mask_BS & (jnp.arange(P + T)[None] < P + 2)  # a response of two tokens, padded right
     other_BS = (ids_BS + jax.random.randint(jax.random.key(1), ids_BS.shape, 1, 97)) % 97
     changed_BSD = jit_trunk(decoder)(params, jnp.where(ended_BS, ids_BS, other_BS), ended_BS)
     np.testing.assert_allclose(changed_BSD[ended_BS], hidden_BSD[ended_BS], atol=1e-6)

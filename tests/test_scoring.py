@@ -199,7 +199,7 @@ def test_hidden_states_stand_before_each_token_and_after_the_last():
     hidden_BUD = jit_forward(scorer, params, rollout, 1.0).hidden_BUD
     assert hidden_BUD.shape == (B, T + 1, config.embed_dim)
     # Each row alone, without padding: token t is predicted by the state at prompt + t - 1.
-    for b in range(B):
+    for b in range(3):
         length = int(rollout.lengths_B[b])
         alone = rollout._replace(
             prompt_ids_BP=rollout.prompt_ids_BP[b : b + 1][:, rollout.prompt_mask_BP[b]],
@@ -250,8 +250,7 @@ def test_policy_equal_to_the_reference_has_no_kl(kept, min_new_tokens, layout):
 
     in_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     reference = jax.tree.map(jnp.copy, params)
-    for temperature in (0.3, 0.7, 1.0, 1.7):
-        temperature = jnp.float32(temperature)
+    for temperature in map(jnp.float32, (0.3, 0.7, 1.0, 1.7)):
         policy_BT = jit_forward(scorer, params, rollout, temperature).logprobs_BT
         ref_BT = jit_forward(scorer, reference, rollout, temperature).logprobs_BT
         for kind in ("k1", "k2", "k3", "abs"):

@@ -85,6 +85,7 @@ def host_scores(
     """
     check_columns(part, columns)
     taken = _taken_columns(part.host, columns)
+    assert part.host is not None
     try:
         result = part.host(list(prompts), list(responses), **taken)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Losses, whitening, GAE and KL estimates against torch in float64, as TRL's PPOTrainer writes them.
+"""Losses, whitening, GAE and KL estimates against torch in float64, written as TRL writes them.
 
 (trl 1.12, `trl/experimental/ppo/ppo_trainer.py`; gradients by torch's autograd.)
 """
