@@ -1,5 +1,6 @@
 """The sampler: prefill and a decode loop, run by every device on its own rows."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -51,6 +52,8 @@ def sample(
     """
     B, P = prompts.ids_BP.shape
     T = options.max_new_tokens
+    if greedy:  # the likeliest id is always kept, and its logprob is over the whole vocabulary
+        options = dataclasses.replace(options, top_k=None, top_p=None)
     stops = stop_ids(decoder, options)
     row_keys_B = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(
         prompts.prompt_index_B, prompts.sample_index_B
@@ -87,12 +90,16 @@ def sample(
     record = emit(record, hidden_BD, jnp.int32(0))
     unfinished = lambda carry: (carry[0] < T) & ~jnp.all(carry[1].done_B)
     _, record, _ = lax.while_loop(unfinished, body, (jnp.int32(1), record, caches))
-    mask_BT = (jnp.arange(T)[None] < record.lengths_B[:, None]).astype(jnp.float32)
+    return _as_rollout(prompts, record)
+
+
+def _as_rollout(prompts: Prompts, record: _Record) -> Rollout:
+    columns_1T = jnp.arange(record.ids_BT.shape[1])[None]
     return Rollout(
         prompt_ids_BP=prompts.ids_BP,
         prompt_mask_BP=prompts.mask_BP,
         response_ids_BT=record.ids_BT,
-        mask_BT=mask_BT,
+        mask_BT=(columns_1T < record.lengths_B[:, None]).astype(jnp.float32),
         lengths_B=record.lengths_B,
         ended_B=record.done_B,
         logprobs_BT=record.logprobs_BT,

@@ -164,22 +164,7 @@ def learn(
     rewards_BT = shape_rewards(
         config.reward, score_B, scores.token_BT, kl_BT, state.kl_coef, rollout
     )
-    mask_BT = rollout.mask_BT
-    if config.reward.drop_truncated:
-        mask_BT = mask_BT * rollout.ended_B[:, None]
-    advantages_BT, returns_BT = estimate_advantages(setup, hparams, rewards_BT, scored, rollout)
-    if config.ppo.whiten_advantages:
-        advantages_BT = masked_whiten(advantages_BT, mask_BT)
-
-    rows = Rows(
-        data=(rollout, scored.ref_hidden_BTD),
-        mask_BT=mask_BT,
-        old_logprobs_BT=scored.old_logprobs_BT,
-        old_values_BT=scored.values_BT,
-        advantages_BT=advantages_BT,
-        returns_BT=returns_BT,
-        ref_logprobs_BT=scored.ref_logprobs_BT,
-    )
+    rows = training_rows(setup, hparams, rewards_BT, scored, rollout)
     with jax.named_scope("update"):
         params, opt_state, stats = ppo_update(
             config,
@@ -199,7 +184,9 @@ def learn(
         config, hparams, state, rollout, scored, scores, score_B, rewards_BT, nonfinite, stats
     )
     if setup.has_critic:
-        metrics["value/explained_variance"] = explained_variance(scored, returns_BT, mask_BT)
+        metrics["value/explained_variance"] = explained_variance(
+            scored, rows.returns_BT, rows.mask_BT
+        )
     state = state._replace(
         step=state.step + 1,
         params=params,
@@ -211,6 +198,25 @@ def learn(
     )
     state = control_kl(config, hparams, state, metrics["objective/kl"])
     return state, metrics, rollout, scores.sequence_B + scores.token_BT.sum(axis=1)
+
+
+def training_rows(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout) -> Rows:
+    """What the update learns from: whitened advantages, returns, and the tokens that count."""
+    config, mask_BT = setup.config, rollout.mask_BT
+    if config.reward.drop_truncated:
+        mask_BT = mask_BT * rollout.ended_B[:, None]
+    advantages_BT, returns_BT = estimate_advantages(setup, hparams, rewards_BT, scored, rollout)
+    if config.ppo.whiten_advantages:
+        advantages_BT = masked_whiten(advantages_BT, mask_BT)
+    return Rows(
+        data=(rollout, scored.ref_hidden_BTD),
+        mask_BT=mask_BT,
+        old_logprobs_BT=scored.old_logprobs_BT,
+        old_values_BT=scored.values_BT,
+        advantages_BT=advantages_BT,
+        returns_BT=returns_BT,
+        ref_logprobs_BT=scored.ref_logprobs_BT,
+    )
 
 
 def estimate_advantages(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout):

