@@ -1,4 +1,4 @@
-"""Tiny cases of the whole step: a random model of one layer, prompts, a rule on tokens as reward."""
+"""Tiny cases of the whole step: a model of one layer, random prompts, a rule on ids as reward."""
 
 import functools
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from ppo_jax.config import (
     replace,
 )
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, make_decoder, stack_layers
+from ppo_jax.prepare import init_state
 from ppo_jax.sharding import make_mesh, put_batch, put_replicated
 from ppo_jax.step import Setup, train_step
-from ppo_jax.prepare import init_state
 from ppo_jax.types import Prompts
 
 VOCAB, EOS, PAD = 64, 1, 0
@@ -102,11 +102,12 @@ def traced(hparams: HParams) -> HParams:
 
 
 @functools.cache
-def case(config: Config, devices: int = 1, ref_shift: float = 0.0) -> Case:
+def case(config: Config, devices: int = 1, ref_shift: float = 0.0, optimised=False) -> Case:
     """Nothing is donated, so the state serves again; one program for all tests of a config."""
     setup = setup_of(config, devices)
     state, frozen = start(setup, ref_shift=ref_shift)
-    program = jax.jit(functools.partial(train_step, setup))
+    options = None if optimised else {"xla_backend_optimization_level": 0}
+    program = jax.jit(functools.partial(train_step, setup), compiler_options=options)
     return Case(setup, state, frozen, traced(config.hparams), program)
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from loss_oracle import slow_aggregate, slow_policy_loss, slow_value_loss
 
+from loss_oracle import slow_aggregate, slow_policy_loss, slow_value_loss
 from ppo_jax.config import Config, HParams, replace
 from ppo_jax.update import Evaluation, Optimisers, Rows, ppo_update
 
@@ -23,6 +23,7 @@ def accumulate() -> optax.GradientTransformation:
     return optax.GradientTransformation(zeros, add)
 
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is what takes the time here
 TRANSFORMS = {"adam": optax.scale_by_adam(), "sgd": optax.identity(), "sum": accumulate()}
 
 
@@ -80,7 +81,7 @@ def program(config: Config, kind: str):
     """Jitted `(params, opt_state, rows, hparams, kl_coef, freeze, key, exact)`."""
     transform = TRANSFORMS[kind]
 
-    @functools.partial(jax.jit, static_argnames="exact")
+    @functools.partial(jax.jit, static_argnames="exact", compiler_options=QUICK)
     def update(params, opt_state, rows, hparams, kl_coef, freeze, key, exact):
         critic_rate = hparams.critic_learning_rate
         rate = hparams.learning_rate

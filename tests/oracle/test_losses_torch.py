@@ -1,6 +1,7 @@
 """Losses, whitening, GAE and KL estimates against torch in float64, written as TRL writes them.
 
-(trl 1.12, `trl/experimental/ppo/ppo_trainer.py`; gradients by torch's autograd.)
+(`trl/experimental/ppo/ppo_trainer.py` at commit 0062ee1; gradients by torch's autograd. Means of
+the approximate KL and of the ratio are over real tokens here, in TRL over the padding too.)
 """
 
 import functools
