@@ -29,7 +29,7 @@ BASE = Config(
     # One epoch of four minibatches moves the policy as far as two of two, at half the cost.
     ppo=PPOOptions(epochs=1, minibatches=4),
     optim=OptimOptions(eps=1e-5),
-    run=RunOptions(iterations=45, checkpoint_every=45, keep=1, samples=32),
+    run=RunOptions(iterations=45, checkpoint_every=15, keep=1, samples=32),
     hparams=HParams(
         learning_rate=3e-5,
         vf_coef=0.5,

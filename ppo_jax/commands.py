@@ -73,7 +73,8 @@ def score(args: ScoreArgs) -> None:
     dataset = _read_prompts(args.data, source)
     responses = _response_ids(dataset, source)
     width, longest = data.prompt_width(dataset), max(map(len, responses))
-    _check_context(source.config, width, longest, args.data)
+    whole = max(len(p) + len(r) for p, r in zip(dataset.prompt_ids, responses, strict=True))
+    _check_context(source.config, whole, 0, args.data)
     mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
     params = put_replicated(mesh, load_trunk(source))
     rows_a_device = max(1, args.batch_size // batch_devices(mesh))
@@ -116,8 +117,8 @@ def _read_prompts(path: str, source) -> data.Dataset:
 def _check_context(config: ModelConfig, prompt: int, response: int, path: str) -> None:
     if prompt + response > config.max_positions:
         raise DataError(
-            f"{path}: the longest prompt ({prompt} tokens) and {response} response tokens do not "
-            f"fit the model's {config.max_positions} positions"
+            f"{path}: at most {config.max_positions} tokens fit the model, the longest row has "
+            f"{prompt}" + (f" and {response} new ones" if response else "")
         )
 
 

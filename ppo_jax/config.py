@@ -72,7 +72,7 @@ class RolloutOptions:
     min_new_tokens: int = 0  # stop ids are not sampled before this many tokens
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS ids
     top_k: int | None = None  # at most 256
-    top_p: float | None = None  # the nucleus is cut at 256 tokens
+    top_p: float | None = None  # the nucleus is cut at 256 tokens; 1: off
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
 
 
@@ -83,7 +83,7 @@ class RewardOptions:
     kl_controller: Literal["fixed", "adaptive"] = "fixed"  # adaptive needs hparams.kl_target
     reference: Literal["fixed", "ema", "reset"] = "fixed"
     reference_reset_every: int | None = None  # iterations, with reference="reset"
-    normalize_scores: bool = False  # by the running mean and standard deviation
+    normalize_scores: bool = False  # response scores, by the running mean and deviation
     whiten_rewards: bool = False  # token rewards to unit variance, mean kept
     drop_truncated: bool = False  # sequences without a stop token give no gradient
     overlong_buffer: int | None = None  # last tokens over which the overlong penalty rises
@@ -152,14 +152,14 @@ class HParams:
     value_clip: float | None = 0.2  # inf: no clip; None: not in the program
     vf_coef: float = 0.1
     entropy_coef: float | None = None
-    target_kl: float | None = None  # updates stop once approxkl of a minibatch passes this, nats
+    target_kl: float | None = None  # the policy stops where approxkl passes 1.5 x this, nats
     max_grad_norm: float | None = 1.0
     kl_coef: float = 0.05  # the start, when the controller is adaptive
     kl_target: float | None = None  # nats a sequence
     kl_gain: float = 0.1  # share of the clipped relative error added to log kl_coef an iteration
     kl_max_step: float = 0.2  # clip of the relative error (KL / target - 1)
     kl_damping: float = 0.0  # share of the error's change added: answers a KL that is still rising
-    score_clip: float | None = None
+    score_clip: float | None = None  # of response scores, not of token rewards
     missing_eos_penalty: float | None = None  # subtracted where no stop token came
     length_penalty: float | None = None  # subtracted per response token
     overlong_penalty: float | None = None  # full penalty at the limit, see reward.overlong_buffer

@@ -69,8 +69,11 @@ def show_progress(
     """
     console = console or shared_console()
     seconds: deque[float] = deque(maxlen=RECENT)
+    rates: dict[str, float] = {}  # phases are timed in one iteration, and shown from then on
 
     def describe(done: int, metrics: Mapping[str, float | int]) -> str:
+        rates.update({k: v for k, v in metrics.items() if k.startswith("throughput/")})
+        metrics = {**rates, **metrics}
         if "time/iteration" in metrics:
             seconds.append(metrics["time/iteration"])
         left = (total - done) * statistics.median(seconds) if seconds else math.nan

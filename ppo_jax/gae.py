@@ -1,5 +1,6 @@
 """Generalised advantage estimation over padded responses."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
@@ -24,6 +25,7 @@ def compute_gae(
     `bootstrap_B`, else 0. `gamma_BT` = gamma (1 - done) closes an episode inside a row; a
     truncation inside a row adds gamma V(s_T) to its reward.
     """
+    chex.assert_equal_shape([rewards_BT, values_BT, mask_BT])  # never broadcast one against another
     real_BT = mask_BT > 0
     dtype = jnp.promote_types(jnp.result_type(rewards_BT, values_BT), jnp.float32)
 

@@ -224,7 +224,9 @@ def _rope(file: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     missing = [key for key in LLAMA3_KEYS if key not in rope]
     if missing:
         raise ConfigError(f"{file}: rope type llama3 needs {', '.join(missing)}")
-    return float(theta), RopeScaling(**{ours: rope[theirs] for theirs, ours in LLAMA3_KEYS.items()})
+    scaling = {ours: float(rope[theirs]) for theirs, ours in LLAMA3_KEYS.items()}
+    positions = int(scaling.pop("original_max_positions"))
+    return float(theta), RopeScaling(**scaling, original_max_positions=positions)
 
 
 def _eos_ids(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:

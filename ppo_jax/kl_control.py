@@ -3,6 +3,9 @@
 import jax.numpy as jnp
 from jax import Array
 
+from ppo_jax.config import Config, HParams
+from ppo_jax.types import TrainState
+
 Scalar = Array | float
 
 INITIAL_KL_ERROR = -1.0  # the KL of a policy that still is the reference
@@ -40,3 +43,19 @@ def update_kl_coef(
         jnp.where(finite, kl_coef * jnp.exp(step), kl_coef),
         jnp.where(finite, error, kl_error_prev),
     )
+
+
+def control_kl(config: Config, hparams: HParams, state: TrainState, kl: Array) -> TrainState:
+    """The state with the coefficient of the next iteration, after one whose KL was `kl` nats."""
+    if config.reward.kl_controller == "fixed":
+        return state
+    kl_coef, kl_error = update_kl_coef(
+        state.kl_coef,
+        state.kl_error,
+        kl,
+        target=hparams.kl_target,
+        gain=hparams.kl_gain,
+        max_step=hparams.kl_max_step,
+        damping=hparams.kl_damping,
+    )
+    return state._replace(kl_coef=kl_coef, kl_error=kl_error)

@@ -17,6 +17,8 @@ from ppo_jax.tokenizer import byte_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree
 from ppo_jax.weights import load_hf, resolve_model
 
+INIT_KEY = 2**31 - 2  # folded in for random weights: no iteration of a run has this number
+
 
 class Source(NamedTuple):
     """A model before its weights are read."""
@@ -54,11 +56,21 @@ def _open_run(folder: Path) -> Source:
 def load_trunk(source: Source, *, seed: int = 0) -> PyTree:
     """The trunk's float32 weights as NumPy arrays, layers as a list."""
     if source.folder is None:
-        return jax.tree.map(np.asarray, init_trunk(source.config, jax.random.key(seed)))
+        key = jax.random.fold_in(jax.random.key(seed), INIT_KEY)
+        return jax.tree.map(np.asarray, init_trunk(source.config, key))
     if source.is_run:
         params = restore_params(run_folder(source.folder).checkpoints)
         return unstack_layers(params["policy"])
     return load_hf(source.folder)[1]
+
+
+def load_critic(source: Source) -> tuple[PyTree | None, PyTree]:
+    """(value head or None, trunk) of a critic's own checkpoint: a run's critic, else the model."""
+    if source.folder is None or not source.is_run:
+        return None, load_trunk(source)
+    params = restore_params(run_folder(source.folder).checkpoints)
+    value = params["value"]
+    return value["head"], unstack_layers(value.get("trunk", params["policy"]))
 
 
 def resolve_options(options: ModelOptions, config: ModelConfig) -> ModelOptions:

@@ -7,6 +7,7 @@ of the whole batch, losses and metrics of the microbatches sum to those of the w
 
 from typing import Literal
 
+import chex
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
@@ -83,6 +84,7 @@ def policy_loss(
     `ratio`; `ratio_sq_dev` = mean (r - 1)^2, from which `merge_metrics` makes the variance;
     `ratio_max_dev` = max |r - 1|.
     """
+    chex.assert_equal_shape([logprobs_BT, old_logprobs_BT, advantages_BT, mask_BT])
     real_BT = mask_BT > 0
     # Zeros before any arithmetic: a NaN behind a mask would survive `where` in the gradient.
     full_log_ratio_BT = jnp.where(real_BT, logprobs_BT, 0.0) - jnp.where(
@@ -134,6 +136,7 @@ def value_loss(
     all. `denominator`: the whole batch's real tokens; None: of this mask. Metrics: `clipfrac`,
     the share of tokens where the clipped square is the larger; `error`, the mean of (V - R)^2.
     """
+    chex.assert_equal_shape([values_BT, old_values_BT, returns_BT, mask_BT])
     real_BT = mask_BT > 0
     values_BT = jnp.where(real_BT, values_BT, 0.0)
     old_values_BT = jnp.where(real_BT, old_values_BT, 0.0)

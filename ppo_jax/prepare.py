@@ -9,8 +9,8 @@ from ppo_jax import data
 from ppo_jax.config import Config, HParams
 from ppo_jax.errors import ConfigError
 from ppo_jax.kl_control import INITIAL_KL_ERROR
-from ppo_jax.loading import Source, load_trunk, open_source
-from ppo_jax.model import Decoder, cast_weights, init_value_head, make_decoder, stack_layers
+from ppo_jax.loading import Source, load_critic, load_trunk, open_source
+from ppo_jax.model import cast_weights, init_value_head, make_decoder, stack_layers
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part
 from ppo_jax.sharding import make_mesh, put_replicated
@@ -39,14 +39,18 @@ class Run(NamedTuple):
 
 
 def prepare(
-    config: Config, source: Source, dataset: data.Dataset, parts: list[Part]
+    config: Config,
+    source: Source,
+    dataset: data.Dataset,
+    parts: list[Part],
+    critic_source: Source | None = None,
 ) -> tuple[Run, TrainState, PyTree]:
     """Load the weights and build (run, first state, frozen), the arrays on the devices."""
     mesh = make_mesh(config.parallel)
     decoder = make_decoder(source.config, config.model)
     layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
     policy = layout(load_trunk(source, seed=config.run.seed))
-    value, critic = _value_tree(config, source, decoder, policy, layout)
+    value, critic = _value_tree(config, source, critic_source, policy, layout)
     device_parts = [part for part in parts if part.device is not None]
     setup = Setup(
         config,
@@ -69,20 +73,39 @@ def prepare(
     return run, put_replicated(mesh, state), put_replicated(mesh, frozen)
 
 
-def _value_tree(config: Config, source: Source, decoder: Decoder, policy: PyTree, layout):
-    """The value group's parameters and the decoder of its trunk."""
-    if config.model.critic == "shared":
-        return {"head": init_value_head(source.config)}, decoder
-    if config.model.critic_path is None:
-        return {"head": init_value_head(source.config), "trunk": policy}, decoder
-    critic = open_source(config.model.critic_path)
+def open_critic(config: Config, source: Source) -> Source | None:
+    """The critic's own checkpoint, before its weights are read; None: it starts as the policy.
+
+    Raises ConfigError if it is no model, or not one that can read the policy's sequences.
+    """
+    path = config.model.critic_path
+    if path is None:
+        return None
+    critic = open_source(path)
     if critic.config.vocab_size != source.config.vocab_size:
         raise ConfigError(
-            f"model.critic_path={config.model.critic_path}: its vocabulary has "
-            f"{critic.config.vocab_size} tokens, the policy's {source.config.vocab_size}"
+            f"model.critic_path={path}: its vocabulary has {critic.config.vocab_size} tokens, the "
+            f"policy's {source.config.vocab_size}"
         )
-    value = {"head": init_value_head(critic.config), "trunk": layout(load_trunk(critic))}
-    return value, make_decoder(critic.config, config.model)
+    if critic.config.max_positions < config.data.max_prompt_tokens + config.rollout.max_new_tokens:
+        raise ConfigError(
+            f"model.critic_path={path}: holds {critic.config.max_positions} positions, fewer than "
+            f"data.max_prompt_tokens + rollout.max_new_tokens"
+        )
+    return critic
+
+
+def _value_tree(config: Config, source: Source, critic: Source | None, policy: PyTree, layout):
+    """The value group's parameters and the decoder of its trunk."""
+    if config.model.critic == "shared":
+        return {"head": init_value_head(source.config)}, make_decoder(source.config, config.model)
+    if critic is None:
+        value = {"head": init_value_head(source.config), "trunk": policy}
+        return value, make_decoder(source.config, config.model)
+    head, trunk = load_critic(critic)
+    if head is None:
+        head = init_value_head(critic.config)
+    return {"head": head, "trunk": layout(trunk)}, make_decoder(critic.config, config.model)
 
 
 def init_state(config: Config, params: PyTree) -> TrainState:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ppo_jax import data
+from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import response_texts, score_on_host
 from ppo_jax.prepare import Run
 from ppo_jax.sharding import batch_sharding, put_batch, replicated
@@ -64,6 +65,7 @@ def _cut(run: Run, compiled: dict):
     sample = _program(compiled, "sample", run, sample_rollout, rows)
     score = _program(compiled, "score", run, _score, rows)
     update = _program(compiled, "update", run, learn, (whole, whole, rows, rows), donate=True)
+    names: list[str] = []  # of the host scores, as the first batch had them
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
         on_device = put_batch(mesh, prompts)
@@ -71,12 +73,25 @@ def _cut(run: Run, compiled: dict):
         # Dispatched at once, so that the scoring passes overlap the reward on the host.
         scored, raw = score(state, frozen, run.hparams, rollout, on_device.columns)
         clock = time.monotonic()
-        raw = raw | put_batch(mesh, host_scores(run, prompts, rollout))
+        scores = host_scores(run, prompts, rollout)
+        _check_names(names, scores)
+        raw = raw | put_batch(mesh, scores)
         times = {"time/reward": time.monotonic() - clock}
         state, metrics, rollout, scores_B = update(state, frozen, run.hparams, rollout, scored, raw)
         return state, Finished(step, prompts, metrics, rollout, scores_B, times)
 
     return dispatch
+
+
+def _check_names(names: list[str], scores: dict) -> None:
+    """A host reward must score every batch under the same names: they are part of the program."""
+    if not names:
+        names.extend(scores)
+    if set(names) != set(scores):
+        raise RewardError(
+            f"reward: returned the scores {sorted(scores)}, in the first batch {sorted(names)}; "
+            "expected the same names in every batch"
+        )
 
 
 def _score(setup, state, frozen, hparams, rollout, columns):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ppo_jax.config import HParams, RewardOptions
+from ppo_jax.errors import RewardError
 from ppo_jax.masked import masked_whiten
 from ppo_jax.types import Rollout, Scored, ScoreMoments
 
@@ -53,6 +54,11 @@ def combine_scores(raw: dict[str, Array], weights: dict[str, float], rollout: Ro
     for name, score in raw.items():
         score = score.astype(jnp.float32)
         weight = weights[name] if name in weights else weights[name.split("/")[0]]
+        if score.shape not in (sequence_B.shape, token_BT.shape):
+            raise RewardError(
+                f"reward {name}: returned shape {list(score.shape)}, expected one score a response "
+                f"{list(sequence_B.shape)} or a token {list(token_BT.shape)}"
+            )
         if score.ndim == 1:
             sequence_B, parts[name] = sequence_B + weight * score, score
         else:

@@ -52,6 +52,8 @@ def sample(
     """
     B, P = prompts.ids_BP.shape
     T = options.max_new_tokens
+    if options.top_p == 1.0:
+        options = dataclasses.replace(options, top_p=None)
     if greedy:  # the likeliest id is always kept, and its logprob is over the whole vocabulary
         options = dataclasses.replace(options, top_k=None, top_p=None)
     stops = stop_ids(decoder, options)

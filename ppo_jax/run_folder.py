@@ -79,20 +79,23 @@ def open_run(config: Config, experiment: str) -> RunFolder:
         ) from None
     if not os.access(folder.root, os.W_OK | os.X_OK):
         raise ConfigError(f"run folder {folder.root}: not writable; set another --run.dir")
-    if folder.config.exists():
+    # Without a checkpoint there is nothing to go on from: the run starts anew, as configured now.
+    if folder.config.exists() and _has_checkpoint(folder):
         _check_same_run(folder, load_config(folder.config), config)
     save_config(folder.config, config)
     return folder
 
 
-def write_env(folder: RunFolder) -> None:
-    """Write `env.json`: code version, libraries, devices, command line, start (UTC)."""
+def write_env(folder: RunFolder, rewards: dict[str, float] | None = None) -> None:
+    """Write `env.json`: code version, libraries, devices, command line, start (UTC), and the
+    weights of the reward's parts."""
     if not is_writer():
         return
     device = jax.devices()[0]
     env = {
         "started": _now(),
         "argv": sys.argv,
+        "rewards": rewards,
         "git": _git(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in LIBRARIES},
@@ -151,6 +154,11 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def is_writer() -> bool:
     """Whether this process is the one that writes the run's files."""
     return jax.process_index() == 0
+
+
+def _has_checkpoint(folder: RunFolder) -> bool:
+    found = folder.checkpoints.iterdir() if folder.checkpoints.is_dir() else ()
+    return any(path.name.isdigit() for path in found)
 
 
 def _check_same_run(folder: RunFolder, old: Config, new: Config) -> None:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ppo_jax.ranges import MAX_KEPT
 from ppo_jax.types import Array
 
-MAX_KEPT = 256  # ids remembered a token under top-k/top-p
 BLOCK = 256  # ids a block of the two-level cumulative sum
 NEVER = -1e30  # a logit that is never sampled; finite, so that differences of two stay finite
 

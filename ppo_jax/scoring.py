@@ -13,7 +13,6 @@ from jax import lax
 
 from ppo_jax import sampling
 from ppo_jax.model import Decoder, trunk, unembed, value_head
-from ppo_jax.sharding import deal
 from ppo_jax.types import Array, PyTree, Rollout
 
 
@@ -136,14 +135,3 @@ def values_from(
     if "trunk" in params:
         hidden_BUD = response_hidden(scorer.critic, params["trunk"], rollout)
     return value_head(params["head"], hidden_BUD)
-
-
-def by_microbatch(function, rows: PyTree, count: int) -> PyTree:
-    """`function` over `count` parts of the rows, one after another; the results in row order.
-
-    Part i takes rows i, count + i, 2 count + i …, so each holds rows of every device.
-    """
-    if count == 1:
-        return function(rows)
-    results = lax.map(function, deal(rows, count))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), results)

@@ -1,7 +1,6 @@
 """The mesh and where arrays live on it: the only file that names mesh axes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -53,9 +52,3 @@ def constrain_rows(mesh: Mesh, rows: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(
         lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)), rows
     )
-
-
-def deal(rows: PyTree, count: int) -> PyTree:
-    """Rows [B, ...] as [count, B / count, ...]: part i takes rows i, count + i, 2 count + i …, so
-    that each part holds rows of every device."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), rows)

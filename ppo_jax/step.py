@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 
 from ppo_jax import estimators
 from ppo_jax.config import Config, HParams
+from ppo_jax.errors import RewardError
 from ppo_jax.gae import compute_gae
-from ppo_jax.kl_control import update_kl_coef
+from ppo_jax.kl_control import control_kl
 from ppo_jax.masked import masked_whiten
+from ppo_jax.microbatch import by_microbatch
 from ppo_jax.model import Decoder, rollout_copy
 from ppo_jax.optimizer import learning_rate_factor, make_optimizer
 from ppo_jax.reward import (
@@ -25,7 +27,7 @@ from ppo_jax.reward import (
     update_moments,
 )
 from ppo_jax.rollout import sharded_sample, stop_ids
-from ppo_jax.scoring import Scorer, by_microbatch, forward, values_from
+from ppo_jax.scoring import Scorer, forward, values_from
 from ppo_jax.sharding import batch_devices, constrain_rows
 from ppo_jax.step_metrics import explained_variance, iteration_metrics
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, Scored, TrainState
@@ -139,11 +141,18 @@ def _old_values(setup: Setup, state: TrainState, part: Rollout, out):
 
 def device_scores(setup: Setup, frozen: PyTree, rollout: Rollout, columns) -> RawScores:
     """Scores of the rewards that are part of the program."""
-    with jax.named_scope("reward"):
-        return {
-            name: reward(rollout, columns, frozen["reward"][name])
-            for name, reward in setup.device_rewards.items()
-        }
+    raw = {}
+    for name, reward in setup.device_rewards.items():
+        try:
+            with jax.named_scope("reward"):
+                raw[name] = jnp.asarray(reward(rollout, columns, frozen["reward"][name]))
+        except Exception as error:  # while it is traced: a fault of the user's function
+            present = ", ".join(sorted(columns)) or "none"
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RewardError(
+                f"reward {name}: {what[:300]} (numeric columns: {present})"
+            ) from error
+    return raw
 
 
 def learn(
@@ -161,6 +170,8 @@ def learn(
     moments = update_moments(state.moments, scores.sequence_B)
     score_B = shape_scores(config.reward, hparams, scores, moments, rollout)
     kl_BT = reference_kl(config.reward, scored)
+    if config.reward.kl_controller == "fixed":
+        state = state._replace(kl_coef=jnp.asarray(hparams.kl_coef, jnp.float32))
     rewards_BT = shape_rewards(
         config.reward, score_B, scores.token_BT, kl_BT, state.kl_coef, rollout
     )
@@ -280,18 +291,3 @@ def move_reference(config: Config, hparams: HParams, state: TrainState, policy: 
         return jax.tree.map(lambda r, p: decay * r + (1.0 - decay) * p, state.ref, policy)
     due = (state.step + 1) % config.reward.reference_reset_every == 0
     return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.ref, policy)
-
-
-def control_kl(config: Config, hparams: HParams, state: TrainState, kl: Array) -> TrainState:
-    if config.reward.kl_controller == "fixed":
-        return state._replace(kl_coef=jnp.asarray(hparams.kl_coef, jnp.float32))
-    kl_coef, kl_error = update_kl_coef(
-        state.kl_coef,
-        state.kl_error,
-        kl,
-        target=hparams.kl_target,
-        gain=hparams.kl_gain,
-        max_step=hparams.kl_max_step,
-        damping=hparams.kl_damping,
-    )
-    return state._replace(kl_coef=kl_coef, kl_error=kl_error)

@@ -64,6 +64,7 @@ def iteration_metrics(
         "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
         "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
         "rollout/tokens": rollout.mask_BT.sum(),
+        "rollout/tokens_total": state.tokens + rollout.mask_BT.sum(),
         **_logprob_gap(config, rollout, scored, stats),
         "val/num_eos_tokens": rollout.ended_B.sum().astype(jnp.float32),
         "lr": hparams.learning_rate
@@ -86,8 +87,9 @@ def sequence_kl(scored: Scored, rollout: Rollout) -> Array:
 
 def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> dict[str, Array]:
     """|sampler − training forward| log-probability over real tokens, nats: mean and largest."""
-    if config.rollout.old_logprobs == "sampler":  # then only the first minibatch's ratios show it
-        return {"rollout/logprob_gap_max": jnp.log1p(stats["ratio_max_dev_first"])}
+    if config.rollout.old_logprobs == "sampler":
+        # Only the first minibatch is recomputed then: root mean square of its log ratios.
+        return {"rollout/logprob_gap": jnp.sqrt(2.0 * stats["approxkl_first"])}
     gap_BT = jnp.abs(rollout.logprobs_BT - scored.old_logprobs_BT)
     return {
         "rollout/logprob_gap": masked_mean(gap_BT, rollout.mask_BT),

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from ppo_jax import checkpoint, console, data
 from ppo_jax.config import Config
@@ -17,9 +16,10 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import write_model_config
 from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
-from ppo_jax.prepare import Run, prepare
+from ppo_jax.prepare import Run, open_critic, prepare
 from ppo_jax.profile import peak_memory_bytes, profiled
 from ppo_jax.programs import Finished, Stepper, host_scores, make_stepper, memory_bytes
+from ppo_jax.reward import combine_scores
 from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.run_folder import RunFolder, open_run, reconcile, write_env, write_status
 from ppo_jax.types import PyTree, TrainState
@@ -40,24 +40,27 @@ def train(config: Config, experiment: Experiment) -> None:
     parts = parse_rewards(experiment.reward)
     for part in parts:
         check_columns(part, dataset.columns)
+    critic = open_critic(config, source)
     folder = open_run(config, experiment.name)
-    write_env(folder)
+    write_env(folder, {part.name: part.weight for part in parts})
     _keep_tokenizer(folder, source, config)
-    run, state, frozen = prepare(config, source, dataset, parts)
-    console.show_header(_facts(run, folder, experiment, state))
     with ExitStack() as stack:
         keep = config.run.keep
         manager = stack.enter_context(checkpoint.open_manager(folder.checkpoints, keep))
-        state, start = _resume(manager, folder, state)
+        start = checkpoint.latest_step(manager) or 0
         if start >= config.run.iterations:
             print(f"{folder.root}: already complete at iteration {start}, nothing to do")
             return
+        run, state, frozen = prepare(config, source, dataset, parts, critic)
+        console.show_header(_facts(run, folder, experiment, state))
+        state = _resume(manager, folder, state, start)
         log = stack.enter_context(open_metrics(folder))
         write_status(folder, "running", start)
         try:
             _loop(run, folder, state, frozen, manager, log, start)
         except BaseException as error:
-            write_status(folder, "failed", start, error=f"{type(error).__name__}: {error}")
+            done = sum(1 for _ in read_metrics(folder.metrics))
+            write_status(folder, "failed", done, error=f"{type(error).__name__}: {error}")
             raise
     write_status(folder, "done", config.run.iterations)
     console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
@@ -77,8 +80,9 @@ def _loop(run: Run, folder: RunFolder, state, frozen, manager, log, start: int) 
             prompts = data.make_batch(
                 run.dataset, run.config, step, pad_id=run.pad_id, width=run.width
             )
-            if step == start + config.profile_after and pending is not None:
-                clock = _read(run, log, progress, pending, clock)
+            if config.profile_after > 0 and step == start + config.profile_after:
+                if pending is not None:
+                    clock = _read(run, log, progress, pending, clock)
                 pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
             else:
                 state, finished = stepper.dispatch(state, frozen, step, prompts)
@@ -118,8 +122,8 @@ def _read(run: Run, log, progress, done: Finished, clock: float) -> float:
     in_row = metrics["update/nonfinite_in_row"]
     if in_row >= run.config.optim.max_nonfinite:
         raise NumericalError(
-            f"iteration {done.step}: {in_row:.0f} iterations in a row had a loss or gradient that "
-            f"is not finite; nothing was applied (optim.max_nonfinite="
+            f"iteration {done.step}: {in_row:.0f} iterations in a row had a step with a loss or "
+            f"gradient that is not finite; it was not applied (optim.max_nonfinite="
             f"{run.config.optim.max_nonfinite}); "
             f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}"
         )
@@ -155,27 +159,21 @@ def _shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     padded = pad_rows(run.setup, prompts)
     key = jax.random.fold_in(jax.random.key(run.config.run.seed), SHOWN_KEY)
     rollout, raw = evaluate(state.params, frozen, run.hparams.temperature, padded, key)
-    raw = {name: np.asarray(score) for name, score in raw.items()}
     if run.has_host_reward:
-        raw |= host_scores(run, jax.device_get(padded), rollout)
-    weights = run.setup.weights
-    total_B = sum(
-        weights.get(name, weights.get(name.split("/")[0])) * score.reshape(len(score), -1).sum(1)
-        for name, score in raw.items()
-    )
+        raw = raw | host_scores(run, jax.device_get(padded), rollout)
+    scores = combine_scores(raw, run.setup.weights, rollout)
+    total_B = scores.sequence_B + scores.token_BT.sum(axis=1)
     done = Finished(0, jax.device_get(padded), {}, rollout, total_B, {})
     return sample_rows(run, done)[: prompts.ids_BP.shape[0]]
 
 
-def _resume(manager, folder: RunFolder, state: TrainState) -> tuple[TrainState, int]:
-    step = checkpoint.latest_step(manager)
-    if step is None:
-        reconcile(folder, 0)
-        return state, 0
-    state = checkpoint.restore(manager, step, checkpoint.abstract_like(state))
-    reconcile(folder, step)
-    print(f"{folder.root}: resumed at iteration {step}")
-    return state, step
+def _resume(manager, folder: RunFolder, state: TrainState, start: int) -> TrainState:
+    """The state of the checkpoint `start`, and the logs cut back to it; a new run for 0."""
+    if start > 0:
+        state = checkpoint.restore(manager, start, checkpoint.abstract_like(state))
+        print(f"{folder.root}: resumed at iteration {start}")
+    reconcile(folder, start)
+    return state
 
 
 def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:

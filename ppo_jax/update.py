@@ -19,12 +19,14 @@ from ppo_jax.losses import (
     policy_loss,
     value_loss,
 )
+from ppo_jax.microbatch import deal
 from ppo_jax.optimizer import apply_updates, clip_by_global_norm
 from ppo_jax.reward import kl_estimate
-from ppo_jax.sharding import deal
 from ppo_jax.types import Array, PyTree
 
-COUNTS = ("ran", "skipped")  # statistics reported as sums over the optimiser steps
+# Statistics that are not reported as means over the optimiser steps, but as sums or maxima.
+COUNTS = ("ran", "skipped")
+MAXIMA = ("ratio_max_dev",)
 
 __all__ = ["Evaluation", "Rows", "Optimisers", "policy_loss", "ppo_update", "value_loss"]
 
@@ -122,7 +124,7 @@ def trained_groups(config: Config, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, freeze):
-    groups = trained_groups(config, parts)
+    groups, shared = trained_groups(config, parts), config.model.critic == "shared"
     gradients = _gradients(config, hparams, evaluate, parts, kl_coef)
 
     def run(carry: _Carry, rows: Rows):
@@ -134,9 +136,11 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
             stop = finite & (stats["approxkl"] > 1.5 * hparams.target_kl)
         params, opt_state = dict(carry.params), dict(carry.opt_state)
         for group in groups:
-            apply = finite & ~stop
+            apply = finite
             if group == "policy":
-                apply &= ~freeze
+                apply &= ~(freeze | stop)
+            elif shared:
+                apply &= ~stop
             transform, learning_rate = getattr(optimisers, group)
             params[group], opt_state[group] = lax.cond(
                 apply,
@@ -153,11 +157,20 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
     if hparams.target_kl is None or "policy" not in groups:
         return run
 
-    def run_unless_stopped(carry: _Carry, rows: Rows):
+    def after_stop(carry: _Carry, rows: Rows):
+        """Nothing; but a critic that is a model of its own learns on."""
         stats = jax.eval_shape(run, carry, rows)[1]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
-        skip = lambda carry, rows: (carry, zeros)
-        return lax.cond(carry.stopped, skip, run, carry, rows)
+        if shared or "value" not in parts:
+            return carry, zeros
+        critic_step = _minibatch_step(
+            config, hparams, optimisers, evaluate, ("value",), kl_coef=kl_coef, freeze=freeze
+        )
+        after, critic_stats = critic_step(carry, rows)
+        return after._replace(stopped=carry.stopped), zeros | {"skipped": critic_stats["skipped"]}
+
+    def run_unless_stopped(carry: _Carry, rows: Rows):
+        return lax.cond(carry.stopped, after_stop, run, carry, rows)
 
     return run_unless_stopped
 
@@ -221,8 +234,10 @@ def _loss(config, hparams, parts, out: Evaluation, rows: Rows, denominators, kl_
         if config.reward.kl_in == "loss":
             kl_BT = out.kl_BT
             if kl_BT is None:
+                # As in the losses, zeros where masked: exp of a pad's gap may overflow.
+                real = lambda x_BT: jnp.where(rows.mask_BT > 0, x_BT, 0.0)
                 kl_BT = kl_estimate(
-                    out.logprobs_BT, rows.ref_logprobs_BT, config.reward.kl_estimator
+                    real(out.logprobs_BT), real(rows.ref_logprobs_BT), config.reward.kl_estimator
                 )
             kl_loss = mean(kl_BT)
             total += kl_coef * kl_loss
@@ -267,8 +282,12 @@ def _summarise(history: list[dict]) -> dict[str, Array]:
         having = [stats for stats in history if name in stats]
         values = jnp.concatenate([stats[name] for stats in having])
         ran = jnp.concatenate([stats["ran"] for stats in having])
-        total = jnp.sum(values * ran)
-        metrics[name] = total if name in COUNTS else total / jnp.maximum(ran.sum(), 1.0)
+        if name in COUNTS:
+            metrics[name] = values.sum()
+        elif name in MAXIMA:
+            metrics[name] = values.max()
+        else:
+            metrics[name] = jnp.sum(values * ran) / jnp.maximum(ran.sum(), 1.0)
     for name in ("approxkl", "ratio_max_dev"):
         if name in history[0]:
             metrics[f"{name}_first"] = history[0][name][0]

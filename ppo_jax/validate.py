@@ -215,6 +215,12 @@ def _critic(config: Config) -> Mistakes:
         ):
             if value != off:
                 yield key, f"ppo.advantage={advantage} has no critic; nearest valid: {off}"
+    if ppo.bootstrap_truncated and config.rollout.old_logprobs == "sampler":
+        yield (
+            "ppo.bootstrap_truncated",
+            "the value after the last token needs rollout.old_logprobs=recompute; "
+            "nearest valid: False",
+        )
     if model.critic != "separate" and model.critic_path is not None:
         yield (
             "model.critic_path",

@@ -62,38 +62,36 @@ class Case(NamedTuple):
 
 
 def rule_on_device(rollout, columns, tables):
-    """Mean over the response of a wave over the ids: the same as `rule_on_host`."""
+    """Mean over the response of a wave over the ids."""
     waves_BT = jnp.where(rollout.mask_BT > 0, jnp.sin(rollout.response_ids_BT * 0.7), 0.0)
     return waves_BT.sum(axis=1) / rollout.lengths_B
 
 
-def rule_on_host(responses: list[list[int]]) -> np.ndarray:
-    return np.array([np.sin(np.array(ids) * 0.7).mean() for ids in responses], np.float32)
+def column_reward(rollout, columns, tables):
+    """The data says the score of each row, whatever the response."""
+    return columns["score"]
 
 
-def setup_of(config: Config, devices: int = 1, rewards=None, weights=None) -> Setup:
-    rewards = {"wave": rule_on_device} if rewards is None else rewards
+def setup_of(config: Config, devices: int = 1, rule: Callable = rule_on_device) -> Setup:
     mesh = make_mesh(replace(config, **{"parallel.data": devices}).parallel)
     decoder = make_decoder(config.model.shape, config.model)
-    return Setup(config, mesh, decoder, decoder, rewards, weights or dict.fromkeys(rewards, 1.0))
+    return Setup(config, mesh, decoder, decoder, {"rule": rule}, {"rule": 1.0})
 
 
-def start(setup: Setup, *, value_std: float = 0.1, ref_shift: float = 0.0):
-    """(state, frozen): a policy, a critic that says something, a reference `ref_shift` away."""
+def start(setup: Setup):
+    """(state, frozen): a policy that is the reference, and a critic that says something."""
     config = setup.config
     layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
     policy = layout(init_trunk(config.model.shape, jax.random.key(5)))
     head = init_value_head(config.model.shape)
     noise = jax.random.normal(jax.random.key(6), head["kernel"].shape)
-    value = {"head": {**head, "kernel": value_std * noise}}
+    value = {"head": {**head, "kernel": 0.1 * noise}}
     if config.model.critic == "separate":
         value["trunk"] = policy
     state = init_state(config, {"policy": policy, "value": value})
-    other = layout(init_trunk(config.model.shape, jax.random.key(7)))
-    ref = jax.tree.map(lambda p, q: p + ref_shift * q, policy, other)
     fixed = config.reward.reference == "fixed"
     tables = {name: () for name in setup.device_rewards}
-    frozen = {"ref": cast_weights(setup.decoder, ref) if fixed else None, "reward": tables}
+    frozen = {"ref": cast_weights(setup.decoder, policy) if fixed else None, "reward": tables}
     return put_replicated(setup.mesh, state), put_replicated(setup.mesh, frozen)
 
 
@@ -101,17 +99,24 @@ def traced(hparams: HParams) -> HParams:
     return jax.tree.map(jnp.float32, hparams)
 
 
+def case(config: Config, devices: int = 1, rule=rule_on_device, *, optimised=False) -> Case:
+    """Nothing is donated, so the state serves again; one program for all tests of a config.
+
+    Compiling takes nearly all of the time, hence without optimisation unless asked for.
+    """
+    return _case(config, devices, rule, optimised)
+
+
 @functools.cache
-def case(config: Config, devices: int = 1, ref_shift: float = 0.0, optimised=False) -> Case:
-    """Nothing is donated, so the state serves again; one program for all tests of a config."""
-    setup = setup_of(config, devices)
-    state, frozen = start(setup, ref_shift=ref_shift)
+def _case(config: Config, devices: int, rule: Callable, optimised: bool) -> Case:
+    setup = setup_of(config, devices, rule)
+    state, frozen = start(setup)
     options = None if optimised else {"xla_backend_optimization_level": 0}
     program = jax.jit(functools.partial(train_step, setup), compiler_options=options)
     return Case(setup, state, frozen, traced(config.hparams), program)
 
 
-def prompts_at(setup: Setup, step: int = 0, *, width: int = 6, order=None) -> Prompts:
+def prompts_at(setup: Setup, step: int = 0, *, width: int = 6, order=None, **columns) -> Prompts:
     """Random prompts of 1 to 5 tokens, the same for a step whatever the width."""
     rows, samples = setup.config.rollout.batch_size, setup.config.rollout.samples_per_prompt
     rng = np.random.default_rng(100 + step)
@@ -124,7 +129,7 @@ def prompts_at(setup: Setup, step: int = 0, *, width: int = 6, order=None) -> Pr
         ids_BP != PAD,
         np.arange(rows, dtype=np.int32) // samples,
         np.arange(rows, dtype=np.int32) % samples,
-        {},
+        {name: np.asarray(column, np.float32) for name, column in columns.items()},
     )
     if order is not None:
         prompts = jax.tree.map(lambda x: x[order], prompts)

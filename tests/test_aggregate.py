@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from loss_oracle import (
     AGGREGATES,
     B,
@@ -16,7 +17,6 @@ from loss_oracle import (
     random_value_case,
     slow_aggregate,
 )
-
 from ppo_jax.errors import ConfigError
 from ppo_jax.losses import (
     aggregate_loss,

@@ -17,7 +17,7 @@ ORDER = """
     sharding
     tokenizer data
     hf_folder smollm2 weights model
-    rewards sampling rollout scoring
+    rewards sampling microbatch rollout scoring
     reward kl_control
     gae estimators
     losses optimizer update

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from loss_oracle import (
     AGGREGATES,
     B,
@@ -18,7 +19,6 @@ from loss_oracle import (
     slow_policy_loss,
     slow_value_loss,
 )
-
 from ppo_jax.losses import merge_metrics, policy_loss, value_loss
 
 NO_CLIP = float("inf")

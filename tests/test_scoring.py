@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax.scoring import by_microbatch, token_statistics
+from ppo_jax.microbatch import by_microbatch
+from ppo_jax.scoring import token_statistics
 from scoring_builders import STOPS, B, T, V, make_rollout, make_scorer
 
 D = 16

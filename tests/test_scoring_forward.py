@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from builders import tiny_model, trunk_params
+from ppo_jax.microbatch import by_microbatch
 from ppo_jax.model import Decoder, init_value_head, stack_layers, value_head
 from ppo_jax.reward import kl_estimate
-from ppo_jax.scoring import by_microbatch, forward, values_from
+from ppo_jax.scoring import forward, values_from
 from scoring_builders import B, T, V, make_rollout, make_scorer
 
 

@@ -59,7 +59,7 @@ def test_gradients_match_finite_differences_in_float64(changes):
     assert metrics["ran"] == 1 and metrics["skipped"] == 0
 
 
-@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean", "seq-sum-norm"])
+@pytest.mark.parametrize("aggregate", ["token-mean", "seq-mean"])
 def test_microbatches_change_nothing(aggregate):
     results = []
     for count in (1, 2, 4) if aggregate == "token-mean" else (1, 4):
@@ -145,7 +145,7 @@ def test_more_value_epochs_leave_a_separate_policy_alone():
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_nothing_moves_where_a_loss_is_not_finite(field, bad, critic):
     """Not even the group that the bad number does not reach, nor Adam's count."""
-    config = config_of(model__critic=critic, ppo__epochs=2, hparams__value_clip=None)
+    config = config_of(model__critic=critic, ppo__epochs=2)
     params, rows = params_and_rows(config)
     _, warm, _ = update(config, params, rows)  # moments that are not zero
     spoilt = np.array(getattr(rows, field))
@@ -171,7 +171,7 @@ def test_one_bad_row_costs_its_own_minibatch():
 
 
 def test_what_is_masked_is_never_read():
-    config = config_of(ppo__epochs=2, ppo__minibatches=2, reward__kl_in="loss")
+    config = config_of(reward__kl_in="loss", reward__kl_estimator="k2", ppo__epochs=4)
     params, rows = params_and_rows(config)
     rows.mask_BT[5:] = 0
     expected = update(config, params, rows, kl_coef=0.1)
@@ -182,9 +182,8 @@ def test_what_is_masked_is_never_read():
 
 
 def test_a_batch_without_tokens_moves_nothing():
-    config = config_of(ppo__epochs=2)
-    params, rows = params_and_rows(config)
-    moved, _, metrics = update(config, params, rows._replace(mask_BT=np.zeros((B, T))), "sgd")
+    params, rows = params_and_rows(BASE)
+    moved, _, metrics = update(BASE, params, rows._replace(mask_BT=np.zeros((B, T))), "sgd")
     assert same(moved, params) and metrics["skipped"] == 0 and metrics["policy_loss"] == 0
 
 
@@ -224,12 +223,12 @@ def test_target_kl_is_half_as_far_again():
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_critic_warmup_holds_the_policy(critic):
-    config = config_of(model__critic=critic, ppo__epochs=3)
+    config = config_of(model__critic=critic, ppo__epochs=2)
     params, rows = params_and_rows(config)
     moved, opt_state, metrics = update(config, params, rows, freeze=True)
     assert same(moved["policy"], params["policy"]) and not same(moved["value"], params["value"])
-    assert counts(opt_state) == {"policy": 0, "value": 3}
-    assert metrics["ran"] == 3 and metrics["skipped"] == 0
+    assert counts(opt_state) == {"policy": 0, "value": 2}
+    assert metrics["ran"] == 2 and metrics["skipped"] == 0
 
 
 def test_learning_rates_of_the_two_groups():
