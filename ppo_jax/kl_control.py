@@ -47,7 +47,7 @@ def update_kl_coef(
 
 def control_kl(config: Config, hparams: HParams, state: TrainState, kl: Array) -> TrainState:
     """The state with the coefficient of the next iteration, after one whose KL was `kl` nats."""
-    if config.reward.kl_controller == "fixed":
+    if config.reward.kl_controller == "fixed" or hparams.kl_target is None:
         return state
     kl_coef, kl_error = update_kl_coef(
         state.kl_coef,
