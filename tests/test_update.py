@@ -209,7 +209,7 @@ def test_a_separate_critic_goes_on_after_the_stop():
     params, rows = params_and_rows(config)
     moved, opt_state, metrics = update(config, params, rows)
     assert same(moved["policy"], params["policy"]) and metrics["ran"] == 5
-    assert counts(opt_state) == {"policy": 0, "value": 4}
+    assert counts(opt_state) == {"policy": 0, "value": 6}
 
 
 def test_target_kl_is_half_as_far_again():
