@@ -103,13 +103,14 @@ def test_a_run_with_a_reward_in_python_dies_and_goes_on(straight, prompts, tmp_p
     """The iterations since the last checkpoint are run, and logged, once more."""
     says = r"reward ascii_text raised on a batch of 8 rows .*: ValueError: no luck"
     with pytest.raises(RewardError, match=says) as error:
-        launch(tmp_path, prompts, half_and_half(raising_at(4)))
+        launch(tmp_path, prompts, half_and_half(raising_at(5)))
     assert error.value.exit_code == 7 and "\n" not in str(error.value)
     failed = opened(tmp_path)
     assert status(failed)["status"] == "failed" and "no luck" in status(failed)["error"]
-    assert len(read_metrics(failed.metrics)) >= 3
+    assert len(read_metrics(failed.metrics)) == status(failed)["step"] > 3  # the checkpoint's
     resumed = launch(tmp_path, prompts, half_and_half())
-    whole = launch(tmp_path / "whole", prompts, half_and_half())
+    shown = {"run.show_prompts": 2}  # which alters nothing
+    whole = launch(tmp_path / "whole", prompts, half_and_half(), **shown)
     assert_same_run(whole, resumed)
     for host, device in zip(
         read_metrics(whole.metrics), read_metrics(straight.metrics), strict=True
