@@ -179,6 +179,7 @@ def test_open_run_again(tmp_path):
     assert open_run(longer, "exp") == folder
     assert load_config(folder.config) == longer
     other = replace(config, **{"hparams.lam": 0.5, "ppo.epochs": 2})
+    (folder.checkpoints / "3").mkdir(parents=True)
     with pytest.raises(ConfigError) as raised:
         open_run(other, "exp")
     for word in ("hparams.lam: 0.95 -> 0.5", "ppo.epochs: 4 -> 2", "--run.cell", "--run.dir"):
@@ -188,9 +189,17 @@ def test_open_run_again(tmp_path):
     assert open_run(replace(other, **{"run.cell": "b"}), "exp").root != folder.root
 
 
+def test_without_a_checkpoint_the_config_may_change(tmp_path):
+    """A run that failed before its first save is started anew once its config is put right."""
+    folder = open_run(config_in(tmp_path), "exp")
+    corrected = replace(config_in(tmp_path), **{"ppo.epochs": 2})
+    assert open_run(corrected, "exp") == folder
+    assert load_config(folder.config) == corrected
+
+
 def test_iterations_matter_to_a_schedule(tmp_path):
     config = config_in(tmp_path, **{"optim.schedule": "linear"})
-    open_run(config, "exp")
+    (open_run(config, "exp").checkpoints / "3").mkdir(parents=True)
     with pytest.raises(ConfigError, match="run.iterations"):
         open_run(replace(config, **{"run.iterations": 7}), "exp")
 
