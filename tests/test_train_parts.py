@@ -1,0 +1,89 @@
+"""What a run is put together from: rewards that do not fit, a critic with a checkpoint."""
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax.checkpoint import restore_params
+from ppo_jax.config import replace
+from ppo_jax.errors import ConfigError, RewardError
+from ppo_jax.experiment import Experiment
+from ppo_jax.loading import open_source
+from ppo_jax.metrics import read_metrics
+from ppo_jax.prepare import open_critic
+from ppo_jax.run_folder import run_folder
+from ppo_jax.train import train
+from tiny_runs import CONFIG, ascii_share, write_prompts
+
+# One program a test: what is shown is a matter of shapes and names, not of many iterations.
+SMALL = {"reward.reference": "fixed", "hparams.reference_decay": None, "run.iterations": 2}
+
+
+def launch(folder, reward, **changes):
+    fixed = {"run.dir": str(folder), "data.path": write_prompts(folder)}
+    config = replace(CONFIG, **(SMALL | fixed | changes))
+    train(config, Experiment("case", config, reward, folder, ""))
+    return run_folder(folder / "case" / config.run.cell / "seed0")
+
+
+@pytest.mark.parametrize("shape", ["column", "scalar", "too long"])
+def test_a_score_of_another_shape_is_refused(tmp_path, shape):
+    def crooked(rollout, columns):
+        score_B = ascii_share(rollout, columns)
+        return {"column": score_B[:, None], "scalar": score_B.sum(), "too long": score_B.repeat(2)}[
+            shape
+        ]
+
+    with pytest.raises(RewardError, match=r"reward crooked: returned shape \[.*\], expected .*\[8"):
+        launch(tmp_path, crooked)
+
+
+def test_a_device_reward_that_fails_names_itself_and_the_columns(tmp_path):
+    def absent(rollout, columns):
+        return columns["bost"]
+
+    with pytest.raises(RewardError, match=r"reward absent: KeyError: 'bost' \(numeric.*: boost\)"):
+        launch(tmp_path, absent)
+
+
+def test_a_host_reward_must_keep_its_names(tmp_path):
+    calls = []
+
+    def moody(prompts, responses):
+        calls.append(1)
+        return {"first" if len(calls) == 1 else "second": [0.0] * len(prompts)}
+
+    with pytest.raises(RewardError, match="moody/second.*in the first batch.*moody/first"):
+        launch(tmp_path, moody)
+
+
+def test_critic_goes_on_from_the_run_it_was_trained_in(tmp_path):
+    """With no step taken, the second run's critic is the first run's, head and trunk."""
+    separate = {"model.critic": "separate"}
+    first = launch(tmp_path, ascii_share, **separate)
+    still = {"hparams.learning_rate": 1e-30, "run.cell": "next", "run.iterations": 1}
+    second = launch(
+        tmp_path, ascii_share, **(separate | still), **{"model.critic_path": str(first.root)}
+    )
+    old, new = (restore_params(folder.checkpoints)["value"] for folder in (first, second))
+    assert np.abs(old["head"]["kernel"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_unusable_critic_is_named_before_anything_is_loaded(tmp_path):
+    separate = {"model.critic": "separate", "model.critic_path": str(tmp_path / "none")}
+    with pytest.raises(ConfigError, match="none"):
+        launch(tmp_path, ascii_share, **separate)
+    assert not (tmp_path / "case").exists()
+    first = launch(tmp_path, ascii_share)
+    config = replace(CONFIG, **separate, **{"rollout.max_new_tokens": 600})
+    config = replace(config, **{"model.critic_path": str(first.root)})
+    with pytest.raises(ConfigError, match=r"model\.critic_path=.*512 positions"):
+        open_critic(config, open_source(None, config.model.shape))
+
+
+def test_fixed_coefficient_is_the_hyper_parameter_from_the_first_iteration_on(tmp_path):
+    changes = {"reward.kl_controller": "fixed", "hparams.kl_target": None, "hparams.kl_coef": 0.37}
+    run = launch(tmp_path, ascii_share, **changes)
+    coefs = [row["objective/kl_coef"] for row in read_metrics(run.metrics)]
+    np.testing.assert_allclose(coefs, 0.37, rtol=1e-6)
