@@ -52,10 +52,7 @@ def sample(
     """
     B, P = prompts.ids_BP.shape
     T = options.max_new_tokens
-    if options.top_p == 1.0:
-        options = dataclasses.replace(options, top_p=None)
-    if greedy:  # the likeliest id is always kept, and its logprob is over the whole vocabulary
-        options = dataclasses.replace(options, top_k=None, top_p=None)
+    options = _without_idle_truncation(options, greedy)
     stops = stop_ids(decoder, options)
     row_keys_B = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(
         prompts.prompt_index_B, prompts.sample_index_B
@@ -93,6 +90,13 @@ def sample(
     unfinished = lambda carry: (carry[0] < T) & ~jnp.all(carry[1].done_B)
     _, record, _ = lax.while_loop(unfinished, body, (jnp.int32(1), record, caches))
     return _as_rollout(prompts, record)
+
+
+def _without_idle_truncation(options: RolloutOptions, greedy: bool) -> RolloutOptions:
+    """A nucleus of 1 is everything; the likeliest id is always kept, its logprob is of all ids."""
+    if greedy:
+        return dataclasses.replace(options, top_k=None, top_p=None)
+    return dataclasses.replace(options, top_p=None) if options.top_p == 1.0 else options
 
 
 def _as_rollout(prompts: Prompts, record: _Record) -> Rollout:

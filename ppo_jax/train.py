@@ -160,7 +160,7 @@ def _shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     key = jax.random.fold_in(jax.random.key(run.config.run.seed), SHOWN_KEY)
     rollout, raw = evaluate(state.params, frozen, run.hparams.temperature, padded, key)
     if run.has_host_reward:
-        raw = raw | host_scores(run, jax.device_get(padded), rollout)
+        raw = raw | jax.device_put(host_scores(run, jax.device_get(padded), rollout))
     scores = combine_scores(raw, run.setup.weights, rollout)
     total_B = scores.sequence_B + scores.token_BT.sum(axis=1)
     done = Finished(0, jax.device_get(padded), {}, rollout, total_B, {})
