@@ -1,11 +1,8 @@
 """Continuations of fixed prompts, sampled and scored as in training but without an update."""
 
-import functools
-
 import jax
 import numpy as np
 
-from ppo_jax.rewards.base import Part, host_scores
 from ppo_jax.sharding import batch_devices, put_batch
 from ppo_jax.step import Setup, device_scores, sample_with
 from ppo_jax.tokenizer import decode
@@ -35,11 +32,3 @@ def response_texts(tokenizer, rollout: Rollout) -> list[str]:
     """The responses as text, without special tokens."""
     ids_BT, lengths_B = jax.device_get((rollout.response_ids_BT, rollout.lengths_B))
     return [decode(tokenizer, ids[:n]) for ids, n in zip(ids_BT, lengths_B, strict=True)]
-
-
-def score_on_host(
-    parts: list[Part], prompts: list, responses: list[str], columns: dict[str, list]
-) -> dict[str, np.ndarray]:
-    """Scores [B] of all host-side parts, by name."""
-    scores = (host_scores(part, prompts, responses, columns) for part in parts if part.host)
-    return functools.reduce(lambda a, b: a | b, scores, {})

@@ -11,10 +11,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ppo_jax.config import Config
+from ppo_jax.data import REPOSITORY
 from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.base import parse_rewards
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 class Experiment(NamedTuple):

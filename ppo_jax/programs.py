@@ -12,8 +12,9 @@ import numpy as np
 
 from ppo_jax import data
 from ppo_jax.errors import RewardError
-from ppo_jax.evaluate import response_texts, score_on_host
+from ppo_jax.evaluate import response_texts
 from ppo_jax.prepare import Run
+from ppo_jax.rewards import base
 from ppo_jax.sharding import batch_sharding, put_batch, replicated
 from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
@@ -118,13 +119,17 @@ def _program(compiled: dict, name: str, run: Run, function, out_shardings, *, do
 
 
 def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Scores of the host-side rewards; waits for the rollout."""
-    return score_on_host(
-        run.parts,
+    """Scores [B] of all host-side rewards, by name; waits for the rollout."""
+    rows = (
         data.batch_prompts(run.dataset, prompts),
         response_texts(run.tokenizer, rollout),
         data.batch_columns(run.dataset, prompts),
     )
+    scores: dict[str, np.ndarray] = {}
+    for part in run.parts:
+        if part.host is not None:
+            scores |= base.host_scores(part, *rows)
+    return scores
 
 
 def memory_bytes(compiled: dict[str, jax.stages.Compiled]) -> int:
