@@ -13,10 +13,13 @@ import numpy as np
 from ppo_jax import data
 from ppo_jax.arguments import ExportArgs, GenerateArgs, ScoreArgs
 from ppo_jax.config import DataOptions, ModelConfig, ModelOptions, ParallelOptions, RolloutOptions
+from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError, DataError, StorageError
-from ppo_jax.loading import load_trunk, open_source
-from ppo_jax.model import make_decoder, rollout_copy
+from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
+from ppo_jax.model_folder import KNOWN_MODELS
+from ppo_jax.peft_folder import write_adapters
 from ppo_jax.rollout import sharded_sample
+from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.scoring import Scorer, forward
 from ppo_jax.sharding import batch_devices, make_mesh, put_batch, put_replicated
 from ppo_jax.tokenizer import decode
@@ -31,7 +34,7 @@ def generate(args: GenerateArgs) -> None:
 
     `logprobs` are of the distribution sampled from; at temperature 0 of the model at temperature 1.
     """
-    source = open_source(args.model)
+    source = open_source(args.model, trust_remote_code=args.trust_remote_code)
     dataset = _read_prompts(args.prompts, source)
     width = data.prompt_width(dataset)
     _check_context(source.config, width, args.max_new_tokens, args.prompts)
@@ -40,7 +43,8 @@ def generate(args: GenerateArgs) -> None:
             f"top_k={args.top_k}: the vocabulary has {source.config.vocab_size} tokens"
         )
     options = RolloutOptions(max_new_tokens=args.max_new_tokens, top_k=args.top_k, top_p=args.top_p)
-    mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
+    mesh = make_mesh(ParallelOptions())
+    decoder = make_decoder(source.config, ModelOptions(), mesh)
     params = put_replicated(mesh, rollout_copy(decoder, load_trunk(source)))
     sample = jax.jit(sharded_sample(mesh, decoder, options, greedy=args.temperature == 0))
     temperature = jnp.float32(args.temperature)
@@ -69,13 +73,14 @@ def score(args: ScoreArgs) -> None:
 
     A row's own `response_ids`, as `generate` writes them, are scored as they are.
     """
-    source = open_source(args.model)
+    source = open_source(args.model, trust_remote_code=args.trust_remote_code)
     dataset = _read_prompts(args.data, source)
     responses = _response_ids(dataset, source)
     width, longest = data.prompt_width(dataset), max(map(len, responses))
     whole = max(len(p) + len(r) for p, r in zip(dataset.prompt_ids, responses, strict=True))
     _check_context(source.config, whole, 0, args.data)
-    mesh, decoder = make_mesh(ParallelOptions()), make_decoder(source.config, ModelOptions())
+    mesh = make_mesh(ParallelOptions())
+    decoder = make_decoder(source.config, ModelOptions(), mesh)
     params = put_replicated(mesh, load_trunk(source))
     rows_a_device = max(1, args.batch_size // batch_devices(mesh))
     chunk = max(1, ModelOptions().logit_chunk // rows_a_device)
@@ -100,9 +105,45 @@ def score(args: ScoreArgs) -> None:
 
 def export(args: ExportArgs) -> None:
     """Write a model as a Hugging Face folder."""
-    source = open_source(args.model)
-    save_hf(args.out, source.config, load_trunk(source), source.tokenizer, dtype=args.dtype)
-    print(f"{args.out}: {args.dtype} weights, config and tokenizer of {args.model}")
+    source = open_source(args.model, trust_remote_code=args.trust_remote_code)
+    if args.part == "adapter":
+        _export_adapters(args, source)
+    else:
+        critic = load_critic(source) if args.part == "critic" else None
+        if critic is not None and critic.head is None:
+            raise ConfigError(f"part=critic: {args.model} has none: expected a run folder")
+        save_hf(
+            args.out,
+            source.config if critic is None else critic.config,
+            load_trunk(source) if critic is None else critic.trunk,
+            source.tokenizer,
+            head=None if critic is None else critic.head,
+            origin=source.files,
+            dtype=args.dtype,
+        )
+    print(f"{args.out}: the {args.part} of {args.model}, {args.dtype}")
+
+
+def _export_adapters(args: ExportArgs, source: Source) -> None:
+    if source.base is None:
+        raise ConfigError(
+            f"part=adapter: {args.model} has none, every weight was trained; nearest valid: policy"
+        )
+    name, revision = source.base.name, None
+    if name in KNOWN_MODELS:
+        name = str(source.base.folder)  # PEFT does not know our names
+    elif name is not None and not Path(name).expanduser().exists():
+        name, _, revision = name.partition("@")
+    write_adapters(
+        args.out,
+        source.config,
+        source.lora,
+        load_adapters(source),
+        base=name,
+        revision=revision or None,
+        origin=source.files,
+        dtype=args.dtype,
+    )
 
 
 def _logprobs(scorer: Scorer, params, rollout: Rollout):

@@ -14,18 +14,28 @@ import jax
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's frequency-dependent stretching of the rotary wavelengths."""
+    """How the rotary wavelengths are stretched: all alike, or by Llama 3's rule."""
 
+    kind: Literal["llama3", "linear"] = "llama3"
     factor: float = 8.0
-    low_freq_factor: float = 1.0
+    low_freq_factor: float = 1.0  # this and the rest: llama3 alone
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
 
 
+Family = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "gemma3_text"
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama-family decoder (Hugging Face's key in brackets where it differs)."""
+    """Shape and switches of a decoder (Hugging Face's key in brackets where it differs).
 
+    The network is what the switches say; `family` names the files it is read from and written as.
+    """
+
+    family: Family = "llama"  # [model_type]
     vocab_size: int = 259
     embed_dim: int = 64  # [hidden_size]
     num_layers: int = 2  # [num_hidden_layers]
@@ -34,19 +44,56 @@ class ModelConfig:
     head_dim: int = 16
     mlp_dim: int = 128  # [intermediate_size]
     max_positions: int = 512  # [max_position_embeddings], tokens
+    position: Literal["rope", "learned"] = "rope"
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rotary_dim: int | None = None  # leading dimensions of a head that rotate; None: all of them
+    local_rope_theta: float | None = None  # of layers with a window, unscaled; None: as the others
+    window: int | None = None  # [sliding_window], tokens a local layer sees, its own included
+    local_layers: tuple[bool, ...] | None = None  # which layers have the window; None: all
+    attention_scale: float | None = None  # of q.k before the softmax; None: 1/sqrt(head_dim)
+    attention_softcap: float | None = None  # cap * tanh(q.k / cap)
+    logit_softcap: float | None = None
+    fused_qkv: bool = False  # one matrix makes q, k and v
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output matrix
+    qk_norm: bool = False  # RMSNorm of every head's q and k, before the rotation
+    norm: Literal["rms", "layer"] = "rms"  # layer: mean removed, with a bias
+    norm_plus_one: bool = False  # the norm's scale is 1 + its weight
     norm_eps: float = 1e-5  # [rms_norm_eps]
+    sandwich_norm: bool = False  # also normed: what attention and MLP add to the residual
+    parallel_residual: bool = False  # attention and MLP read the same input
+    gated_mlp: bool = True
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    scale_embedding: bool = False  # by sqrt(embed_dim)
     tie_embeddings: bool = True  # [tie_word_embeddings]
     init_std: float = 0.02  # [initializer_range], for random weights
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = (257,)  # [eos_token_id], one or several
     pad_token_id: int = 258  # may equal an EOS id: masks come from lengths
 
+    @property
+    def is_local(self) -> tuple[bool, ...]:
+        """Which layers see a window only."""
+        if self.window is None:
+            return (False,) * self.num_layers
+        return (True,) * self.num_layers if self.local_layers is None else self.local_layers
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters on frozen weights (Hu et al. 2021, arXiv 2106.09685)."""
+
+    rank: int | None = None  # None: no adapters, every weight trains
+    alpha: float | None = None  # the adapters' product is scaled by alpha / rank; None: 2 x rank
+    targets: tuple[str, ...] = ("*",)  # patterns of matrices, as q_proj or mlp.*; *: all of a layer
+
 
 @dataclass(frozen=True)
 class ModelOptions:
-    path: str | None = "smollm2-135m"  # folder (Hugging Face or run) or known name; None: random
+    path: str | None = "smollm2-135m"  # known name, folder or hub id; None: random
+    trust_remote_code: bool = False  # run a tokenizer's own Python; by flag alone
     shape: ModelConfig = ModelConfig()  # of the random model, read only when path is None
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bf16 off the CPU
     scan_layers: Literal["auto", "scan", "unroll"] = "auto"  # in the update; auto: by depth
@@ -54,6 +101,8 @@ class ModelOptions:
     logit_chunk: int = 256  # tokens whose logits exist at once, per device
     critic: Literal["shared", "separate"] = "shared"  # head on the policy's trunk, or a model
     critic_path: str | None = None  # the separate critic's start; None: a copy of the policy
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # of whole sequences; by platform
+    lora: LoraOptions = LoraOptions()
 
 
 @dataclass(frozen=True)
@@ -74,6 +123,7 @@ class RolloutOptions:
     top_k: int | None = None  # at most 256
     top_p: float | None = None  # the nucleus is cut at 256 tokens; 1: off
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
+    weights: Literal["compute", "unmerged", "int8"] = "compute"  # the sampler's; unmerged: LoRA
 
 
 @dataclass(frozen=True)
@@ -149,6 +199,7 @@ class HParams:
     clip_high: float = 0.2  # ratio kept below 1 + clip_high; inf: no clip
     dual_clip: float | None = None  # bound of ratio * |A| where A < 0; above 1
     log_ratio_clamp: float | None = None  # |log ratio| kept below this, nats
+    tis_cap: float | None = None  # bound of the weights p_old / p_sampler of the policy loss
     value_clip: float | None = 0.2  # inf: no clip; None: not in the program
     vf_coef: float = 0.1
     entropy_coef: float | None = None

@@ -6,6 +6,7 @@ import numpy as np
 from ppo_jax.sharding import batch_devices, put_batch
 from ppo_jax.step import Setup, device_scores, sample_with
 from ppo_jax.tokenizer import decode
+from ppo_jax.trunks import assemble
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 
 
@@ -14,7 +15,7 @@ def make_evaluation(setup: Setup):
 
     @jax.jit
     def evaluate(params: PyTree, frozen: PyTree, temperature: Array, prompts: Prompts, key: Array):
-        rollout = sample_with(setup, params, prompts, key, temperature)
+        rollout = sample_with(setup, assemble(frozen, params), prompts, key, temperature)
         return rollout, device_scores(setup, frozen, rollout, prompts.columns)
 
     return evaluate

@@ -170,3 +170,19 @@ def merge_metrics(metrics_N: dict[str, Float[Array, " N"]]) -> dict[str, Scalar]
         spread = merged.pop("ratio_sq_dev") - (merged["ratio"] - 1.0) ** 2
         merged["ratio_var"] = jnp.maximum(spread, 0.0)
     return merged
+
+
+def importance_weights(
+    old_logprobs_BT: Float[Array, "B T"],
+    sampler_logprobs_BT: Float[Array, "B T"],
+    mask_BT: Float[Array, "B T"],
+    *,
+    cap: ScalarLike,
+) -> Float[Array, "B T"]:
+    """min(p_old / p_sampler, cap) of each token, 1 where masked.
+
+    Truncated importance sampling: the sampler (8-bit weights, another precision) draws from a
+    policy a little off the one that is trained (https://fengyao.notion.site/off-policy-rl).
+    """
+    log_ratio_BT = jnp.where(mask_BT > 0, old_logprobs_BT - sampler_logprobs_BT, 0.0)
+    return jnp.exp(jnp.minimum(log_ratio_BT, jnp.log(cap)))

@@ -91,6 +91,11 @@ def _train(words: list[str]) -> None:
             f"[--section.key VALUE ...] (experiments: {names})"
         )
     experiment = load_experiment(words[0])
+    if experiment.base.model.trust_remote_code:
+        raise ConfigError(
+            f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own code is "
+            "asked for on the command line alone: --model.trust_remote_code True"
+        )
     config = _parse(
         type(experiment.base),
         f"train {words[0]}",

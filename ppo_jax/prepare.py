@@ -7,15 +7,20 @@ import jax.numpy as jnp
 
 from ppo_jax import data
 from ppo_jax.config import Config, HParams
+from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.kl_control import INITIAL_KL_ERROR
-from ppo_jax.loading import Source, load_critic, load_trunk, open_source
-from ppo_jax.model import cast_weights, init_value_head, make_decoder, stack_layers
+from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
+from ppo_jax.lora import adapted_modules, init_adapters
+from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part
 from ppo_jax.sharding import make_mesh, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
+
+# Folded in for the first adapters: no iteration of a run has these numbers.
+LORA_KEY, CRITIC_LORA_KEY = 2**31 - 3, 2**31 - 4
 
 
 class Run(NamedTuple):
@@ -47,10 +52,10 @@ def prepare(
 ) -> tuple[Run, TrainState, PyTree]:
     """Load the weights and build (run, first state, frozen), the arrays on the devices."""
     mesh = make_mesh(config.parallel)
-    decoder = make_decoder(source.config, config.model)
-    layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
-    policy = layout(load_trunk(source, seed=config.run.seed))
-    value, critic = _value_tree(config, source, critic_source, policy, layout)
+    decoder = critic = make_decoder(source.config, config.model, mesh)
+    if critic_source is not None:
+        critic = make_decoder(critic_source.config, config.model, mesh)
+    trained, still = initial_weights(config, source, critic_source, decoder, critic)
     device_parts = [part for part in parts if part.device is not None]
     setup = Setup(
         config,
@@ -60,17 +65,60 @@ def prepare(
         {part.name: part.device.fn for part in device_parts},
         {part.name: part.weight for part in parts},
     )
-    fixed = config.reward.reference == "fixed"
     tables = {
         part.name: part.device.make_tables(source.tokenizer, source.config.vocab_size)
         for part in device_parts
     }
-    frozen = {"ref": cast_weights(decoder, policy) if fixed else None, "reward": tables}
-    state = init_state(config, {"policy": policy, "value": value})
+    state = init_state(config, trained)
     hparams = jax.tree.map(jnp.float32, config.hparams)
     width = data.prompt_width(dataset)
     run = Run(config, setup, parts, dataset, source.tokenizer, width, hparams)
-    return run, put_replicated(mesh, state), put_replicated(mesh, frozen)
+    frozen = put_replicated(mesh, {**still, "reward": tables})
+    return run, put_replicated(mesh, state), frozen
+
+
+def initial_weights(
+    config: Config,
+    source: Source,
+    critic_source: Source | None,
+    decoder: Decoder,
+    critic: Decoder,
+) -> tuple[PyTree, PyTree]:
+    """({"policy", "value"} as they start, {"base", "critic", "ref"} as `trunks` describes them)."""
+    layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
+    separate, lora = config.model.critic == "separate", config.model.lora
+    still: dict[str, Any] = {"base": None, "critic": None, "ref": None}
+    if lora.rank is None:
+        policy = layout(load_trunk(source))
+        if config.reward.reference == "fixed":
+            still["ref"] = cast_weights(decoder, policy)
+    else:
+        goes_on = source.lora is not None
+        base = source.base if goes_on else source
+        still["base"] = cast_weights(decoder, layout(load_trunk(base)))
+        policy = layout(
+            load_adapters(source)
+            if goes_on
+            else init_adapters(source.config, lora, _lora_key(config, LORA_KEY))
+        )
+        if goes_on and config.reward.reference == "fixed":
+            still["ref"] = policy  # the base without adapters is not where this policy starts
+    value: dict[str, Any] = {"head": init_value_head(critic.config)}
+    if separate and critic_source is None:
+        value["trunk"] = policy
+    elif separate:
+        own = load_critic(critic_source)
+        value["head"] = value["head"] if own.head is None else own.head
+        value["trunk"] = layout(own.trunk)
+        if lora.rank is not None:
+            still["critic"] = cast_weights(critic, value["trunk"])
+            key = _lora_key(config, CRITIC_LORA_KEY)
+            value["trunk"] = layout(init_adapters(critic.config, lora, key))
+    return {"policy": policy, "value": value}, still
+
+
+def _lora_key(config: Config, number: int):
+    return jax.random.fold_in(jax.random.key(config.run.seed), number)
 
 
 def open_critic(config: Config, source: Source) -> Source | None:
@@ -81,7 +129,7 @@ def open_critic(config: Config, source: Source) -> Source | None:
     path = config.model.critic_path
     if path is None:
         return None
-    critic = open_source(path)
+    critic = open_source(path, trust_remote_code=config.model.trust_remote_code)
     if critic.config.vocab_size != source.config.vocab_size:
         raise ConfigError(
             f"model.critic_path={path}: its vocabulary has {critic.config.vocab_size} tokens, the "
@@ -92,20 +140,9 @@ def open_critic(config: Config, source: Source) -> Source | None:
             f"model.critic_path={path}: holds {critic.config.max_positions} positions, fewer than "
             f"data.max_prompt_tokens + rollout.max_new_tokens"
         )
+    if config.model.lora.rank is not None:
+        adapted_modules(critic.config, config.model.lora.targets)  # of another family, perhaps
     return critic
-
-
-def _value_tree(config: Config, source: Source, critic: Source | None, policy: PyTree, layout):
-    """The value group's parameters and the decoder of its trunk."""
-    if config.model.critic == "shared":
-        return {"head": init_value_head(source.config)}, make_decoder(source.config, config.model)
-    if critic is None:
-        value = {"head": init_value_head(source.config), "trunk": policy}
-        return value, make_decoder(source.config, config.model)
-    head, trunk = load_critic(critic)
-    if head is None:
-        head = init_value_head(critic.config)
-    return {"head": head, "trunk": layout(trunk)}, make_decoder(critic.config, config.model)
 
 
 def init_state(config: Config, params: PyTree) -> TrainState:

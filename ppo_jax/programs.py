@@ -70,7 +70,7 @@ def _cut(run: Run, compiled: dict):
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
         on_device = put_batch(mesh, prompts)
-        rollout = sample(state, run.hparams, on_device)
+        rollout = sample(state, frozen, run.hparams, on_device)
         # Dispatched at once, so that the scoring passes overlap the reward on the host.
         scored, raw = score(state, frozen, run.hparams, rollout, on_device.columns)
         clock = time.monotonic()

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 
 from ppo_jax import sampling
 from ppo_jax.config import RolloutOptions
-from ppo_jax.model import Decoder, decode_step, positions_from_mask, prefill, unembed, value_head
+from ppo_jax.decoder import Decoder
+from ppo_jax.model import decode_step, prefill, unembed, value_head
+from ppo_jax.rope import positions_from_mask
 from ppo_jax.sharding import BATCH, REPLICATED
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 
@@ -62,7 +64,7 @@ def sample(
 
     def emit(record: _Record, hidden_BD, t) -> _Record:
         """Draw token t from the state before it."""
-        logits_BV = unembed(params, hidden_BD) / (1.0 if greedy else temperature)
+        logits_BV = unembed(decoder, params, hidden_BD) / (1.0 if greedy else temperature)
         if options.min_new_tokens > 0:
             early_B = jnp.broadcast_to(t < options.min_new_tokens, (B,))
             logits_BV = sampling.suppress(logits_BV, stops, early_B)

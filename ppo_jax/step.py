@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 
 from ppo_jax import estimators
 from ppo_jax.config import Config, HParams
+from ppo_jax.decoder import Decoder
 from ppo_jax.errors import RewardError
 from ppo_jax.gae import compute_gae
 from ppo_jax.kl_control import control_kl
+from ppo_jax.losses import importance_weights
 from ppo_jax.masked import masked_whiten
 from ppo_jax.microbatch import by_microbatch
-from ppo_jax.model import Decoder, rollout_copy
 from ppo_jax.optimizer import learning_rate_factor, make_optimizer
 from ppo_jax.reward import (
     combine_scores,
@@ -27,9 +28,11 @@ from ppo_jax.reward import (
     update_moments,
 )
 from ppo_jax.rollout import sharded_sample, stop_ids
+from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.scoring import Scorer, forward, values_from
 from ppo_jax.sharding import batch_devices, constrain_rows
 from ppo_jax.step_metrics import explained_variance, iteration_metrics
+from ppo_jax.trunks import assemble, move_reference, reference_trunk
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, Scored, TrainState
 from ppo_jax.update import Evaluation, Optimisers, Rows, ppo_update
 
@@ -66,11 +69,11 @@ class Setup(NamedTuple):
 def train_step(
     setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, prompts: Prompts
 ) -> tuple[TrainState, dict[str, Array], Rollout, Array]:
-    """One iteration in one program. `frozen` = {"ref": trunk or None, "reward": tables}.
+    """One iteration in one program. `frozen`: the weights that stay still, see `trunks`.
 
     Returns (state, metrics, rollout, scores_B), the last two for the log.
     """
-    rollout = sample_rollout(setup, state, hparams, prompts)
+    rollout = sample_rollout(setup, state, frozen, hparams, prompts)
     scored = score_rollout(setup, state, frozen, hparams, rollout)
     raw = device_scores(setup, frozen, rollout, prompts.columns)
     return learn(setup, state, frozen, hparams, rollout, scored, raw)
@@ -82,15 +85,18 @@ def step_keys(state: TrainState) -> tuple[Array, Array]:
     return k_sample, k_update
 
 
-def sample_rollout(setup: Setup, state: TrainState, hparams: HParams, prompts: Prompts) -> Rollout:
+def sample_rollout(
+    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, prompts: Prompts
+) -> Rollout:
     k_sample, _ = step_keys(state)
-    return sample_with(setup, state.params, prompts, k_sample, hparams.temperature)
+    params = assemble(frozen, state.params)
+    return sample_with(setup, params, prompts, k_sample, hparams.temperature)
 
 
 def sample_with(setup: Setup, params: PyTree, prompts: Prompts, key: Array, temperature) -> Rollout:
     """Per device, under `shard_map`: own decode loop, own early exit."""
     with jax.named_scope("rollout"):
-        policy = rollout_copy(setup.decoder, params["policy"])
+        policy = rollout_copy(setup.decoder, params["policy"], setup.config.rollout.weights)
         on_trunk = setup.has_critic and "trunk" not in params["value"]
         head = params["value"]["head"] if on_trunk else None
         sample = sharded_sample(setup.mesh, setup.decoder, setup.config.rollout)
@@ -103,7 +109,7 @@ def score_rollout(
     """The scoring passes: the training forward of the policy that sampled, of its critic and of the
     reference, on the same microbatches as the update."""
     config, scorer = setup.config, setup.scorer
-    ref = frozen["ref"] if state.ref is None else state.ref
+    params, ref = assemble(frozen, state.params), reference_trunk(frozen, state.ref)
     exact = config.reward.kl_estimator == "full"
     recompute = config.rollout.old_logprobs == "recompute"
 
@@ -112,9 +118,8 @@ def score_rollout(
         reference = (ref, ref_out.hidden_BUD[:, :-1]) if exact else None
         out = None
         if recompute or exact:
-            policy = state.params["policy"]
-            out = forward(scorer, policy, part, hparams.temperature, reference=reference)
-        values_BT, final_B = _old_values(setup, state, part, out)
+            out = forward(scorer, params["policy"], part, hparams.temperature, reference=reference)
+        values_BT, final_B = _old_values(setup, params["value"], part, out)
         return Scored(
             old_logprobs_BT=out.logprobs_BT if recompute else part.logprobs_BT,
             values_BT=values_BT,
@@ -128,13 +133,13 @@ def score_rollout(
         return by_microbatch(score, rollout, config.ppo.minibatches * config.ppo.microbatches)
 
 
-def _old_values(setup: Setup, state: TrainState, part: Rollout, out):
+def _old_values(setup: Setup, value: PyTree, part: Rollout, out):
     if not setup.has_critic:
         return jnp.zeros_like(part.logprobs_BT), None
     if out is None and part.values_BT is not None:
         return part.values_BT, None
     hidden = None if out is None else out.hidden_BUD
-    values_BU = values_from(state.params["value"], setup.scorer, part, hidden)
+    values_BU = values_from(value, setup.scorer, part, hidden)
     final_B = jnp.take_along_axis(values_BU, part.lengths_B[:, None], axis=1)[:, 0]
     return values_BU[:, :-1], final_B
 
@@ -219,6 +224,11 @@ def training_rows(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, ro
     advantages_BT, returns_BT = estimate_advantages(setup, hparams, rewards_BT, scored, rollout)
     if config.ppo.whiten_advantages:
         advantages_BT = masked_whiten(advantages_BT, mask_BT)
+    if hparams.tis_cap is not None:
+        # A positive weight on the clipped loss of a token is the same weight on its advantage.
+        advantages_BT *= importance_weights(
+            scored.old_logprobs_BT, rollout.logprobs_BT, mask_BT, cap=hparams.tis_cap
+        )
     return Rows(
         data=(rollout, scored.ref_hidden_BTD),
         mask_BT=mask_BT,
@@ -268,9 +278,10 @@ def optimisers(config: Config, hparams: HParams, step: Array) -> Optimisers:
 def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: HParams):
     """What the update asks of the model: log-probabilities, entropies, values of some rows."""
     scorer = setup.scorer
-    ref = frozen["ref"] if moving_ref is None else moving_ref
+    ref = reference_trunk(frozen, moving_ref)
 
-    def evaluate(params: PyTree, rows: Rows) -> Evaluation:
+    def evaluate(trained: PyTree, rows: Rows) -> Evaluation:
+        params = assemble(frozen, trained)
         rollout, ref_hidden_BTD = rows.data
         reference = None if ref_hidden_BTD is None else (ref, ref_hidden_BTD)
         out = forward(scorer, params["policy"], rollout, hparams.temperature, reference=reference)
@@ -280,14 +291,3 @@ def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: 
         return Evaluation(out.logprobs_BT, out.entropy_BT, values_BT, out.kl_BT)
 
     return evaluate
-
-
-def move_reference(config: Config, hparams: HParams, state: TrainState, policy: PyTree):
-    """The next moving reference; None where the reference is fixed."""
-    if config.reward.reference == "fixed":
-        return None
-    if config.reward.reference == "ema":
-        decay = hparams.reference_decay
-        return jax.tree.map(lambda r, p: decay * r + (1.0 - decay) * p, state.ref, policy)
-    due = (state.step + 1) % config.reward.reference_reset_every == 0
-    return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.ref, policy)

@@ -6,6 +6,7 @@ Names are TRL's where TRL has the quantity.
 import jax.numpy as jnp
 
 from ppo_jax.config import Config, HParams
+from ppo_jax.losses import importance_weights
 from ppo_jax.masked import masked_mean, masked_var
 from ppo_jax.optimizer import learning_rate_factor
 from ppo_jax.reward import Scores
@@ -65,7 +66,7 @@ def iteration_metrics(
         "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
         "rollout/tokens": rollout.mask_BT.sum(),
         "rollout/tokens_total": state.tokens + rollout.mask_BT.sum(),
-        **_logprob_gap(config, rollout, scored, stats),
+        **_logprob_gap(config, hparams, rollout, scored, stats),
         "val/num_eos_tokens": rollout.ended_B.sum().astype(jnp.float32),
         "lr": hparams.learning_rate
         * learning_rate_factor(config.optim, state.step, config.run.iterations),
@@ -85,7 +86,7 @@ def sequence_kl(scored: Scored, rollout: Rollout) -> Array:
     return jnp.where(rollout.mask_BT > 0, kl_BT, 0.0).sum(axis=1).mean()
 
 
-def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> dict[str, Array]:
+def _logprob_gap(config: Config, hparams: HParams, rollout, scored: Scored, stats):
     """|sampler − training forward| log-probability over real tokens, nats: mean and largest."""
     if config.rollout.old_logprobs == "sampler":
         # Only the first minibatch is recomputed then: root mean square of its log ratios.
@@ -94,6 +95,22 @@ def _logprob_gap(config: Config, rollout: Rollout, scored: Scored, stats) -> dic
     return {
         "rollout/logprob_gap": masked_mean(gap_BT, rollout.mask_BT),
         "rollout/logprob_gap_max": jnp.where(rollout.mask_BT > 0, gap_BT, 0.0).max(),
+        **_importance(hparams, rollout, scored),
+    }
+
+
+def _importance(hparams: HParams, rollout: Rollout, scored: Scored) -> dict[str, Array]:
+    """Mean of the importance weights, and the share of tokens whose weight the cap bounds."""
+    if hparams.tis_cap is None:
+        return {}
+    mask_BT = rollout.mask_BT
+    weights_BT = importance_weights(
+        scored.old_logprobs_BT, rollout.logprobs_BT, mask_BT, cap=hparams.tis_cap
+    )
+    capped_BT = (weights_BT >= hparams.tis_cap * (1 - 1e-6)).astype(jnp.float32)
+    return {
+        "rollout/tis_weight": masked_mean(weights_BT, mask_BT),
+        "rollout/tis_capped": masked_mean(capped_BT, mask_BT),
     }
 
 

@@ -17,8 +17,13 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 SPACE = "\u2581"  # SentencePiece's visible space
 
 
-def load_tokenizer(path: str | Path):
-    """The transformers tokenizer in a model folder; never runs code from it, never downloads.
+def has_tokenizer(path: str | Path) -> bool:
+    return any((Path(path) / name).is_file() for name in FILES)
+
+
+def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False):
+    """The transformers tokenizer in a model folder; never downloads, and runs Python that lies in
+    the folder only where `trust_remote_code` says so.
 
     Raises ConfigError when the folder holds no tokenizer or a broken one.
     """
@@ -26,11 +31,11 @@ def load_tokenizer(path: str | Path):
     from transformers import AutoTokenizer
 
     folder = Path(path)
-    if not any((folder / name).is_file() for name in FILES):
+    if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: no tokenizer there (expected {FILES[0]} and {FILES[1]})")
     try:
         return AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
+            str(folder), local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers and tokenizers raise bare Exception among others
         reason = " ".join(str(error).split())[:200]

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import jax
 
-from ppo_jax import checkpoint, console, data
-from ppo_jax.config import Config
+from ppo_jax import attention, checkpoint, console, data
+from ppo_jax.config import Config, LoraOptions
+from ppo_jax.config_io import load_config
 from ppo_jax.errors import NumericalError
 from ppo_jax.evaluate import make_evaluation, pad_rows, response_texts
 from ppo_jax.experiment import Experiment
-from ppo_jax.hf_folder import write_model_config
+from ppo_jax.hf_export import write_model_config
+from ppo_jax.hf_folder import copy_tokenizer, whole_folder
 from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
 from ppo_jax.prepare import Run, open_critic, prepare
@@ -21,7 +23,15 @@ from ppo_jax.profile import peak_memory_bytes, profiled
 from ppo_jax.programs import Finished, Stepper, host_scores, make_stepper, memory_bytes
 from ppo_jax.reward import combine_scores
 from ppo_jax.rewards.base import check_columns, parse_rewards
-from ppo_jax.run_folder import RunFolder, open_run, reconcile, write_env, write_status
+from ppo_jax.run_folder import (
+    RunFolder,
+    open_run,
+    reconcile,
+    run_folder,
+    run_path,
+    write_env,
+    write_status,
+)
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.validate import check_devices, check_model
 
@@ -33,16 +43,25 @@ def train(config: Config, experiment: Experiment) -> None:
     began = time.monotonic()
     check_devices(config, len(jax.devices()))
     _use_compile_cache(config.run.compile_cache)
-    source = open_source(config.model.path, config.model.shape)
-    config = dataclasses.replace(config, model=resolve_options(config.model, source.config))
+    config = _as_begun(config, experiment.name)
+    source = open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    critic = open_critic(config, source)
+    config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
     dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=source.config.vocab_size)
     check_model(config, source.config, data.prompt_width(dataset))
     parts = parse_rewards(experiment.reward)
     for part in parts:
         check_columns(part, dataset.columns)
-    critic = open_critic(config, source)
     folder = open_run(config, experiment.name)
-    write_env(folder, {part.name: part.weight for part in parts})
+    kernel, why = attention.choose(
+        config.model.attention, source.config, config.model.compute_dtype, jax.default_backend()
+    )
+    write_env(folder, {part.name: part.weight for part in parts}, f"{kernel} ({why})")
     _keep_tokenizer(folder, source, config)
     with ExitStack() as stack:
         keep = config.run.keep
@@ -180,13 +199,33 @@ def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
     """Tokenizer and model config go with the run, which can then be used without its origin."""
     if folder.tokenizer.is_dir():
         return
-    source.tokenizer.save_pretrained(folder.tokenizer)
-    write_model_config(folder.tokenizer, source.config, "float32")
+    with whole_folder(folder.tokenizer) as new:
+        if source.files is None or not copy_tokenizer(source.files, new):
+            source.tokenizer.save_pretrained(new)
+        write_model_config(new, source.config, "float32", origin=source.files)
+
+
+def _as_begun(config: Config, experiment: str) -> Config:
+    """A hub id without a revision goes on from the commit that the run in this folder began with,
+    wherever its branch stands by now."""
+    stored = run_folder(run_path(config.run, experiment)).config
+    if not stored.is_file():
+        return config
+    began, names = load_config(stored).model, {}
+    for key in ("path", "critic_path"):
+        name, old = getattr(config.model, key), getattr(began, key)
+        if name is not None and old is not None and old.partition("@")[0] == name:
+            names[key] = old
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **names))
 
 
 def _use_compile_cache(path: str | None) -> None:
     if path is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(path).expanduser()))
+
+
+def _adapters(lora: LoraOptions) -> str:
+    return "" if lora.rank is None else f" (adapters of rank {lora.rank})"
 
 
 def _facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainState) -> dict:
@@ -195,8 +234,9 @@ def _facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainStat
     device = jax.devices()[0]
     return {
         "experiment": f"{experiment.name} ({config.run.cell}, seed {config.run.seed})",
-        "model": f"{config.model.path or 'random'}, {count / 1e6:.1f} M parameters, "
-        f"{config.model.compute_dtype}, {config.model.critic} critic",
+        "model": f"{config.model.path or 'random'}, {count / 1e6:.1f} M parameters train"
+        f"{_adapters(config.model.lora)}, {config.model.compute_dtype}, "
+        f"{config.model.critic} critic",
         "reward": ", ".join(f"{part.weight:g} x {part.name}" for part in run.parts),
         "data": f"{run.dataset.path}: {len(run.dataset.prompts)} prompts of at most {run.width} "
         f"tokens, {run.dataset.dropped} dropped, {run.dataset.truncated} truncated",

@@ -6,22 +6,18 @@ Types and intervals of single fields stand in `ranges`; here are the combination
 
 import functools
 import math
-from collections.abc import Iterator
 
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.ranges import RANGES, check_ranges, check_types
-
-BYTE_VOCAB = 259  # the random model reads bytes: 256 of them, and three special tokens
-
-Mistakes = Iterator[tuple[str, str]]  # dotted key, what is valid
+from ppo_jax.validate_model import MODEL_MISTAKES, Mistakes, near_divisors, near_multiples
 
 
 def check_config(config: Config) -> None:
     """Raise ConfigError on the first value or combination that no run can have."""
     check_types(config)
     check_ranges(config, RANGES)
-    for mistakes in (_batch, _sampling, _kl, _reference, _reward, _critic, _run, _shape):
+    for mistakes in (_batch, _sampling, _kl, _reference, _reward, _run, *MODEL_MISTAKES):
         _raise_first(config, mistakes(config))
     if config.model.path is None:
         check_model(config, config.model.shape, config.data.max_prompt_tokens)
@@ -49,16 +45,16 @@ def _batch(config: Config) -> Mistakes:
     minibatches, microbatches = config.ppo.minibatches, config.ppo.microbatches
     rows = batch // minibatches
     if batch % per_prompt:
-        near = _near_divisors(per_prompt, batch)
+        near = near_divisors(per_prompt, batch)
         yield (
             "rollout.samples_per_prompt",
             f"must divide rollout.batch_size={batch}; nearest valid: {near}",
         )
     if batch % minibatches:
-        near = _near_divisors(minibatches, batch)
+        near = near_divisors(minibatches, batch)
         yield "ppo.minibatches", f"must divide rollout.batch_size={batch}; nearest valid: {near}"
     if rows % microbatches:
-        near = _near_divisors(microbatches, rows)
+        near = near_divisors(microbatches, rows)
         yield (
             "ppo.microbatches",
             f"must divide a minibatch of {rows} rows (rollout.batch_size={batch} over "
@@ -70,14 +66,14 @@ def _devices(config: Config, device_count: int) -> Mistakes:
     asked, batch, ppo = config.parallel.data, config.rollout.batch_size, config.ppo
     devices = device_count if asked == -1 else asked
     if asked > device_count or device_count % devices:
-        near = _near_divisors(asked, device_count)
+        near = near_divisors(asked, device_count)
         yield (
             "parallel.data",
             f"must divide the {device_count} devices present; nearest valid: {near}, or -1 for all",
         )
     if config.microbatch_size % devices:
         rows = ppo.minibatches * ppo.microbatches * devices
-        near = _near_multiples(batch, math.lcm(rows, config.rollout.samples_per_prompt))
+        near = near_multiples(batch, math.lcm(rows, config.rollout.samples_per_prompt))
         yield (
             "rollout.batch_size",
             f"{devices} devices cannot share a microbatch of {config.microbatch_size} rows "
@@ -129,6 +125,18 @@ def _sampling(config: Config) -> Mistakes:
             "rollout.min_new_tokens",
             f"must not pass rollout.max_new_tokens; nearest valid: {longest}",
         )
+    if config.rollout.old_logprobs == "sampler":
+        if config.hparams.tis_cap is not None:
+            yield (
+                "hparams.tis_cap",
+                "rollout.old_logprobs=sampler leaves no gap to weight for; nearest valid: None",
+            )
+        if config.rollout.weights == "int8":
+            yield (
+                "rollout.weights",
+                "the ratio would start from 8-bit weights with rollout.old_logprobs=sampler; "
+                "nearest valid: compute (or set rollout.old_logprobs=recompute)",
+            )
     if config.reward.drop_truncated and shortest == longest:
         yield (
             "rollout.min_new_tokens",
@@ -197,38 +205,6 @@ def _reward(config: Config) -> Mistakes:
         )
 
 
-def _critic(config: Config) -> Mistakes:
-    ppo, model, advantage = config.ppo, config.model, config.ppo.advantage
-    if advantage in ("rloo", "group_mean") and config.rollout.samples_per_prompt < 2:
-        near = next((d for d in range(2, 10) if config.rollout.batch_size % d == 0), 2)
-        yield (
-            "rollout.samples_per_prompt",
-            f"ppo.advantage={advantage} compares samples of one prompt; nearest valid: {near}",
-        )
-    if advantage != "gae":
-        for off, key, value in (
-            (0, "ppo.critic_warmup", ppo.critic_warmup),
-            (None, "ppo.value_epochs", ppo.value_epochs),
-            (False, "ppo.bootstrap_truncated", ppo.bootstrap_truncated),
-            ("shared", "model.critic", model.critic),
-            (None, "hparams.critic_learning_rate", config.hparams.critic_learning_rate),
-        ):
-            if value != off:
-                yield key, f"ppo.advantage={advantage} has no critic; nearest valid: {off}"
-    if ppo.bootstrap_truncated and config.rollout.old_logprobs == "sampler":
-        yield (
-            "ppo.bootstrap_truncated",
-            "the value after the last token needs rollout.old_logprobs=recompute; "
-            "nearest valid: False",
-        )
-    if model.critic != "separate" and model.critic_path is not None:
-        yield (
-            "model.critic_path",
-            f"model.critic={model.critic} starts from the policy; nearest valid: None "
-            "(or set model.critic=separate)",
-        )
-
-
 def _run(config: Config) -> Mistakes:
     run, last = config.run, config.run.iterations - 1
     texts = {"model.path": config.model.path, "data.path": config.data.path, "run.dir": run.dir}
@@ -243,58 +219,3 @@ def _run(config: Config) -> Mistakes:
     ):
         if warmup > last and warmup > 0:
             yield key, f"must end before run.iterations={run.iterations}; nearest valid: {last}"
-
-
-def _shape(config: Config) -> Mistakes:
-    """The random model's shape; a loaded one brings its own."""
-    shape, usual = config.model.shape, ModelConfig()
-    if config.model.path is not None:
-        for name in vars(usual):
-            if getattr(shape, name) != getattr(usual, name):
-                yield (
-                    f"model.shape.{name}",
-                    f"read only without a model.path, which is {config.model.path}; "
-                    f"nearest valid: {getattr(usual, name)}",
-                )
-        return
-    last, heads, groups = shape.vocab_size - 1, shape.num_heads, shape.num_kv_heads
-    if shape.vocab_size < BYTE_VOCAB:
-        yield (
-            "model.shape.vocab_size",
-            f"the random model reads bytes; nearest valid: {BYTE_VOCAB}",
-        )
-    if heads % groups:
-        near = _near_divisors(groups, heads)
-        yield (
-            "model.shape.num_kv_heads",
-            f"must divide model.shape.num_heads={heads}; nearest valid: {near}",
-        )
-    if shape.head_dim % 2:
-        near = _near_multiples(shape.head_dim, 2)
-        yield "model.shape.head_dim", f"rotation needs an even number; nearest valid: {near}"
-    bos = () if shape.bos_token_id is None else (shape.bos_token_id,)
-    for key, ids in (
-        ("bos_token_id", bos),
-        ("eos_token_ids", shape.eos_token_ids),
-        ("pad_token_id", (shape.pad_token_id,)),
-    ):
-        if any(i > last for i in ids):
-            yield f"model.shape.{key}", f"not in the vocabulary; nearest valid: {last}"
-    scaling = shape.rope_scaling
-    if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
-        low = scaling.low_freq_factor
-        yield (
-            "model.shape.rope_scaling.high_freq_factor",
-            f"must pass low_freq_factor; nearest valid: above {low}",
-        )
-
-
-def _near_divisors(number: int, total: int) -> str:
-    divisors = [d for d in range(1, total + 1) if total % d == 0]
-    near = [d for d in divisors if d <= number][-1:] + [d for d in divisors if d > number][:1]
-    return " or ".join(map(str, near))
-
-
-def _near_multiples(number: int, step: int) -> str:
-    below = number // step * step
-    return " or ".join(str(m) for m in (below, below + step) if m > 0)

@@ -1,12 +1,14 @@
-"""Weights of the Llama family between a Hugging Face folder and the parameter tree, without torch.
+"""Weights between a Hugging Face folder and the parameter tree, without torch.
 
-The tree: {"embed": {"embedding": [V, D]}, "layers": [one dict a layer], "final_norm": {"scale":
-[D]}} and, when the embeddings are untied, {"lm_head": {"kernel": [D, V]}}. Kernels are [in, out],
-so Hugging Face's [out, in] matrices are transposed; q and k stay in its half-split rotary order.
+The tree: {"embed": {"embedding": [V, D]}, "layers": [one dict a layer], "final_norm": {"scale": [D],
+...}}, {"positions": {"embedding": [P, D]}} where positions are learned, and {"lm_head": {"kernel":
+[D, V]}} when the embeddings are untied. Kernels are [in, out]; q and k stay in Hugging Face's
+half-split rotary order.
 """
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,65 +18,74 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ppo_jax import smollm2
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError
-from ppo_jax.hf_folder import (
-    CONFIG,
-    check_replaceable,
-    read_json,
-    read_model_config,
-    whole_folder,
-    write_model_config,
-)
+from ppo_jax.hf_config import classifier_labels, read_model_config
+from ppo_jax.hf_export import write_model_config
+from ppo_jax.hf_folder import CONFIG, check_replaceable, copy_tokenizer, read_json, whole_folder
+from ppo_jax.hf_tensors import NAMES, PLAIN, Slot, tensor_slots
 from ppo_jax.types import PyTree
 
-KNOWN_MODELS = {smollm2.NAME: smollm2.ensure_cached}
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Constants that old exports stored beside the weights: rotary frequencies and causal masks.
+BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)")
 
 
-class Slot(NamedTuple):
-    """Where one Hugging Face tensor lives in the tree, and its shape in the file."""
+class Stored(NamedTuple):
+    """A tensor as it lies on the disk."""
 
-    path: tuple[str | int, ...]
-    shape: tuple[int, ...]
-
-
-def resolve_model(name_or_path: str | Path) -> Path:
-    """The Hugging Face folder of a known name or of a path; ConfigError when it is neither."""
-    name = str(name_or_path)
-    if name in KNOWN_MODELS:
-        return KNOWN_MODELS[name]()
-    folder = Path(name).expanduser()
-    if (folder / CONFIG).is_file():
-        return folder
-    problem = "is a folder without config.json" if folder.is_dir() else "is no folder"
-    near = difflib.get_close_matches(name.lower().rsplit("/", 1)[-1], KNOWN_MODELS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(KNOWN_MODELS)}"
-    raise ConfigError(f"model {name!r} {problem}; {hint} (nothing is downloaded from a hub)")
+    file: Path
+    name: str
 
 
 def load_hf(path: str | Path, *, dtype: str = "float32") -> tuple[ModelConfig, PyTree]:
-    """Shape and parameters (numpy, `dtype`) of a Hugging Face folder, one or several safetensors.
+    """Shape and parameters (numpy, `dtype`) of a language model's folder.
 
-    Every tensor is used exactly once: a missing, extra or misshapen one raises ConfigError naming
-    it, its file and the expected shape. An `lm_head.weight` stored beside tied embeddings must
-    equal them; rotary `inv_freq` buffers of old exports are skipped.
+    One or several safetensors in float32, bfloat16 or float16. Every tensor is used exactly once:
+    a missing, extra or misshapen one raises ConfigError naming it, its file and the expected shape.
+    A head stored beside tied embeddings must equal them; buffers of old exports are skipped.
     """
     folder = Path(path)
+    labels = classifier_labels(folder)
+    if labels is not None:
+        raise ConfigError(
+            f"{folder / CONFIG}: architectures names a sequence classifier, which has no "
+            "language-model head: expected a language model"
+        )
+    return _load(folder, dtype, None)
+
+
+def load_classifier(
+    path: str | Path, *, dtype: str = "float32"
+) -> tuple[ModelConfig, PyTree, PyTree]:
+    """(shape, trunk, head {"kernel": [D, labels]}) of an AutoModelForSequenceClassification."""
+    folder = Path(path)
+    labels = classifier_labels(folder)
+    if labels is None:
+        raise ConfigError(
+            f"{folder / CONFIG}: architectures names no ...ForSequenceClassification: expected a "
+            "sequence classifier"
+        )
+    model_config, params = _load(folder, dtype, labels)
+    return model_config, params, params.pop("score")
+
+
+def _load(folder: Path, dtype: str, labels: int | None) -> tuple[ModelConfig, PyTree]:
     model_config = read_model_config(folder)
-    slots = tensor_slots(model_config)
+    slots = tensor_slots(model_config, labels=labels)
     files, index_file, promised = _stored_tensors(folder)
-    _check_names(folder, slots, files, index_file, promised)
+    stored = _by_our_names(model_config, slots, files)
+    _check_names(model_config, folder, slots, stored, index_file, promised)
     leaves: dict[tuple[str | int, ...], np.ndarray] = {}
     for file in dict.fromkeys(files.values()):
         with safe_open(file, "numpy") as tensors:
-            for name in (n for n in slots if files[n] == file):
-                leaves[slots[name].path] = _read_tensor(tensors, name, file, slots[name], dtype)
-    if model_config.tie_embeddings and "lm_head.weight" in files:
-        _check_tied_head(files["lm_head.weight"], leaves[("embed", "embedding")], dtype)
+            for name in (n for n in slots if stored[n].file == file):
+                leaves[slots[name].path] = _read_tensor(tensors, stored[name], slots[name], dtype)
+    head = stored.get(f"{NAMES[model_config.family].lm_head}.weight")
+    if head is not None and model_config.tie_embeddings and labels is None:
+        _check_tied_head(head, leaves[("embed", "embedding")], dtype)
     return model_config, _tree(leaves, model_config.num_layers)
 
 
@@ -84,65 +95,50 @@ def save_hf(
     params: PyTree,
     tokenizer: Any,
     *,
+    head: PyTree | None = None,
+    origin: Path | None = None,
     dtype: str = "float32",
     max_shard_bytes: int | float = 5e9,
 ) -> None:
-    """Writes a Hugging Face folder that transformers 5 loads with no missing or unexpected key.
+    """Write a Hugging Face folder that transformers 5 loads with no missing or unexpected key.
 
-    `params` may hold jax or numpy arrays; `tokenizer` may be None. The folder appears whole or not
-    at all. An older model folder is replaced; ConfigError when other files lie there, when the tree
-    does not fit `model_config`, or for an unknown `dtype` (float32, bfloat16, float16).
+    `params` may hold jax or numpy arrays; `tokenizer` may be None. With a `head` ({"kernel": [D,
+    labels]}) it is an AutoModelForSequenceClassification. What `origin`, the folder the model came
+    from, holds beside the weights is carried through: tokenizer files and chat template as they
+    are, sampling defaults, dropout rates. The folder appears whole or not at all. An older model
+    folder is replaced; ConfigError when other files lie there, when the tree does not fit
+    `model_config`, or for an unknown `dtype` (float32, bfloat16, float16).
     """
     folder = Path(path).expanduser()
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown: expected {', '.join(DTYPES)}")
     check_replaceable(folder)
-    slots = tensor_slots(model_config)
+    labels = None if head is None else int(head["kernel"].shape[-1])
+    if head is not None:
+        params = {k: v for k, v in params.items() if k != "lm_head"} | {"score": head}
+    slots = tensor_slots(model_config, labels=labels)
     leaves = _checked_leaves(params, slots)
-    shards = _plan_shards(slots, np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
     with whole_folder(folder) as new:
-        weight_map = {}
-        for number, names in enumerate(shards, 1):
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            file = file if len(shards) > 1 else SINGLE
-            tensors = {name: _to_hf(leaves[name], DTYPES[dtype]) for name in names}
-            save_file(tensors, new / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(names, file)
-        if len(shards) > 1:
-            count = sum(int(np.prod(slot.shape)) for slot in slots.values())
-            size = count * np.dtype(DTYPES[dtype]).itemsize
-            metadata = {"total_parameters": count, "total_size": size}
-            index = {"metadata": metadata, "weight_map": weight_map}
-            (new / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        write_model_config(new, model_config, dtype)
-        if tokenizer is not None:
+        _write_tensors(new, slots, leaves, dtype, max_shard_bytes)
+        write_model_config(new, model_config, dtype, labels=labels, origin=origin)
+        if not (origin is not None and copy_tokenizer(origin, new)) and tokenizer is not None:
             tokenizer.save_pretrained(new)
 
 
-def tensor_slots(model_config: ModelConfig) -> dict[str, Slot]:
-    """Every tensor of a Llama checkpoint by Hugging Face name, in the order of the network."""
-    m = model_config
-    d, f = m.embed_dim, m.mlp_dim
-    heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
-    layer = {
-        "input_layernorm": ("attn_norm", "scale", (d,)),
-        "self_attn.q_proj": ("q", "kernel", (heads, d)),
-        "self_attn.k_proj": ("k", "kernel", (kv_heads, d)),
-        "self_attn.v_proj": ("v", "kernel", (kv_heads, d)),
-        "self_attn.o_proj": ("o", "kernel", (d, heads)),
-        "post_attention_layernorm": ("mlp_norm", "scale", (d,)),
-        "mlp.gate_proj": ("gate", "kernel", (f, d)),
-        "mlp.up_proj": ("up", "kernel", (f, d)),
-        "mlp.down_proj": ("down", "kernel", (d, f)),
-    }
-    slots = {"model.embed_tokens.weight": Slot(("embed", "embedding"), (m.vocab_size, d))}
-    for i in range(m.num_layers):
-        for name, (module, kind, shape) in layer.items():
-            slots[f"model.layers.{i}.{name}.weight"] = Slot(("layers", i, module, kind), shape)
-    slots["model.norm.weight"] = Slot(("final_norm", "scale"), (d,))
-    if not m.tie_embeddings:
-        slots["lm_head.weight"] = Slot(("lm_head", "kernel"), (m.vocab_size, d))
-    return slots
+def _write_tensors(folder, slots, leaves, dtype: str, max_shard_bytes: int | float) -> None:
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    shards = _plan_shards(slots, itemsize, max_shard_bytes)
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
+        tensors = {name: _to_hf(leaves[name], DTYPES[dtype]) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        count = sum(int(np.prod(slot.shape)) for slot in slots.values())
+        metadata = {"total_parameters": count, "total_size": count * itemsize}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, Path], Path, dict[str, str]]:
@@ -175,14 +171,33 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, Path], Path, dict[str, str]
     return files, index_file, dict(promised)
 
 
-def _check_names(folder, slots, files, index_file, promised) -> None:
-    missing = [name for name in slots if name not in files]
-    extra = [name for name in files if name not in slots and not _ignorable(name)]
+def _by_our_names(config: ModelConfig, slots, files: dict[str, Path]) -> dict[str, Stored]:
+    """The stored tensors by the names of `slots`.
+
+    Some exports leave the trunk's prefix away, and transformers 5 has renamed GPT-NeoX's head.
+    """
+    names = NAMES[config.family]
+    head = f"{names.lm_head}.weight"
+    without_prefix = {name.removeprefix(f"{names.trunk}."): name for name in slots}
+    found = {}
+    for name, file in files.items():
+        ours = without_prefix.get(name, name)
+        if name == "lm_head.weight" and head not in files:
+            ours = head
+        found[ours] = Stored(file, name)
+    return found
+
+
+def _check_names(config, folder, slots, stored, index_file, promised) -> None:
+    names = NAMES[config.family]
+    head = f"{names.lm_head}.weight"
+    extra = [n for n in stored if n not in slots and n != head and not BUFFERS.fullmatch(n)]
+    missing = [name for name in slots if name not in stored]
     if missing:
         name = missing[0]
         file = folder / promised[name] if name in promised else index_file
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        hint = "; tie_word_embeddings is false in config.json" if name == "lm_head.weight" else ""
+        hint = "; tie_word_embeddings is false in config.json" if name == head else ""
         near = difflib.get_close_matches(name, extra, n=1)
         hint += f"; nearest there: {near[0]}" if near else ""
         shape = list(slots[name].shape)
@@ -190,37 +205,34 @@ def _check_names(folder, slots, files, index_file, promised) -> None:
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise ConfigError(
-            f"{files[extra[0]]}: unexpected tensor {extra[0]}{more}: config.json describes a Llama "
-            f"model of {len(slots)} tensors without it"
+            f"{stored[extra[0]].file}: unexpected tensor {extra[0]}{more}: config.json describes a "
+            f"{config.family} model of {len(slots)} tensors without it"
         )
 
 
-def _ignorable(name: str) -> bool:
-    return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
-
-
-def _read_tensor(tensors, name: str, file: Path, slot: Slot, dtype: str) -> np.ndarray:
-    stored = tensors.get_slice(name)
-    if tuple(stored.get_shape()) != slot.shape:
+def _read_tensor(tensors, stored: Stored, slot: Slot, dtype: str) -> np.ndarray:
+    tensor = tensors.get_slice(stored.name)
+    if tuple(tensor.get_shape()) != slot.shape:
         raise ConfigError(
-            f"{file}: tensor {name} has shape {list(stored.get_shape())}, "
+            f"{stored.file}: tensor {stored.name} has shape {list(tensor.get_shape())}, "
             f"config.json expects {list(slot.shape)}"
         )
-    if stored.get_dtype() not in ("F32", "BF16", "F16"):
+    if tensor.get_dtype() not in ("F32", "BF16", "F16"):
         raise ConfigError(
-            f"{file}: tensor {name} has dtype {stored.get_dtype()}, expected F32, BF16 or F16"
+            f"{stored.file}: tensor {stored.name} has dtype {tensor.get_dtype()}, expected F32, "
+            "BF16 or F16"
         )
-    array = tensors.get_tensor(name).astype(DTYPES[dtype])
-    return np.ascontiguousarray(array.T) if slot.path[-1] == "kernel" else array
+    array = tensors.get_tensor(stored.name).astype(DTYPES[dtype])
+    return np.ascontiguousarray(slot.layout.to_tree(array))
 
 
-def _check_tied_head(file: Path, embedding: np.ndarray, dtype: str) -> None:
-    slot = Slot(("lm_head", "embedding"), embedding.shape)
-    with safe_open(file, "numpy") as tensors:
-        head = _read_tensor(tensors, "lm_head.weight", file, slot, dtype)
+def _check_tied_head(stored: Stored, embedding: np.ndarray, dtype: str) -> None:
+    slot = Slot(("lm_head", "embedding"), embedding.shape, PLAIN)
+    with safe_open(stored.file, "numpy") as tensors:
+        head = _read_tensor(tensors, stored, slot, dtype)
     if not np.array_equal(head, embedding):
         raise ConfigError(
-            f"{file}: lm_head.weight differs from model.embed_tokens.weight although config.json "
+            f"{stored.file}: {stored.name} differs from the token embedding although config.json "
             "has tie_word_embeddings = true: set it to false"
         )
 
@@ -239,18 +251,20 @@ def _checked_leaves(params: PyTree, slots: Mapping[str, Slot]) -> dict[str, Any]
     """Hugging Face name -> leaf in Hugging Face orientation; every leaf of the tree once."""
     flat = dict(_flatten(params))
     leaves = {}
-    for name, (path, shape) in slots.items():
+    for name, (path, shape, layout) in slots.items():
         where = ".".join(map(str, path))
         if path not in flat:
             raise ConfigError(f"parameter {where} ({name}) is missing from the tree")
         leaf = flat.pop(path)
-        leaves[name] = leaf.T if path[-1] == "kernel" else leaf
-        if leaves[name].shape != shape:
-            ours = list(reversed(shape) if path[-1] == "kernel" else shape)
-            raise ConfigError(f"parameter {where} has shape {list(leaf.shape)}, expected {ours}")
+        ours = layout.to_tree(np.broadcast_to(np.False_, shape)).shape
+        if leaf.shape != ours:
+            raise ConfigError(
+                f"parameter {where} has shape {list(leaf.shape)}, expected {list(ours)}"
+            )
+        leaves[name] = layout.to_file(leaf)
     if flat:
         where = ".".join(map(str, next(iter(flat))))
-        raise ConfigError(f"parameter {where} has no place in a Llama checkpoint of this config")
+        raise ConfigError(f"parameter {where} has no place in a checkpoint of this config")
     return leaves
 
 

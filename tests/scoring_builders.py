@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from builders import random_prompts, tiny_model
-from ppo_jax.model import Decoder
+from ppo_jax.decoder import Decoder
 from ppo_jax.scoring import Scorer
 from ppo_jax.types import Rollout
 

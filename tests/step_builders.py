@@ -20,7 +20,9 @@ from ppo_jax.config import (
     RunOptions,
     replace,
 )
-from ppo_jax.model import cast_weights, init_trunk, init_value_head, make_decoder, stack_layers
+from ppo_jax.decoder import make_decoder
+from ppo_jax.lora import init_adapters
+from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
 from ppo_jax.prepare import init_state
 from ppo_jax.sharding import make_mesh, put_batch, put_replicated
 from ppo_jax.step import Setup, train_step
@@ -86,12 +88,17 @@ def start(setup: Setup):
     head = init_value_head(config.model.shape)
     noise = jax.random.normal(jax.random.key(6), head["kernel"].shape)
     value = {"head": {**head, "kernel": 0.1 * noise}}
+    frozen = {"base": None, "critic": None, "ref": None}
+    if config.model.lora.rank is not None:
+        frozen["base"] = cast_weights(setup.decoder, policy)
+        adapters = init_adapters(config.model.shape, config.model.lora, jax.random.key(7))
+        policy = layout(adapters)
+    elif config.reward.reference == "fixed":
+        frozen["ref"] = cast_weights(setup.decoder, policy)
     if config.model.critic == "separate":
         value["trunk"] = policy
     state = init_state(config, {"policy": policy, "value": value})
-    fixed = config.reward.reference == "fixed"
-    tables = {name: () for name in setup.device_rewards}
-    frozen = {"ref": cast_weights(setup.decoder, policy) if fixed else None, "reward": tables}
+    frozen["reward"] = {name: () for name in setup.device_rewards}
     return put_replicated(setup.mesh, state), put_replicated(setup.mesh, frozen)
 
 

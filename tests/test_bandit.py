@@ -42,7 +42,8 @@ def policy_of(built, params) -> np.ndarray:
     """The distribution of the token after the prompt."""
     decoder = built.setup.decoder
     hidden = trunk(decoder, params["policy"], jnp.array([[2]]), jnp.ones((1, 1), bool))
-    return np.asarray(jax.nn.softmax(unembed(params["policy"], hidden[0, 0])), np.float64)
+    logits_V = unembed(decoder, params["policy"], hidden[0, 0])
+    return np.asarray(jax.nn.softmax(logits_V), np.float64)
 
 
 @functools.cache

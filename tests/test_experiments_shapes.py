@@ -7,9 +7,10 @@ import pytest
 
 from ppo_jax import data
 from ppo_jax.config import ModelConfig, replace
+from ppo_jax.decoder import make_decoder
 from ppo_jax.experiment import list_experiments, load_experiment
-from ppo_jax.loading import resolve_options
-from ppo_jax.model import cast_weights, init_trunk, init_value_head, make_decoder, stack_layers
+from ppo_jax.loading import open_source, resolve_options
+from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
 from ppo_jax.prepare import init_state
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.sharding import make_mesh
@@ -64,7 +65,9 @@ def abstract(tree):
 def test_the_iteration_traces(name):
     experiment = load_experiment(name)
     model = MODELS[experiment.base.model.path] or experiment.base.model.shape
-    config = replace(experiment.base, model=resolve_options(experiment.base.model, model))
+    config = replace(
+        experiment.base, model=resolve_options(experiment.base.model, open_source(None, model))
+    )
     decoder = make_decoder(model, config.model)
     parts = parse_rewards(experiment.reward)
     on_device = {part.name: part.device for part in parts if part.device is not None}
@@ -86,14 +89,15 @@ def test_the_iteration_traces(name):
     host = {part.name: jax.ShapeDtypeStruct((B,), jnp.float32) for part in parts if part.host}
 
     def iteration(state, frozen, hparams, prompts, host):
-        rollout = sample_rollout(setup, state, hparams, prompts)
+        rollout = sample_rollout(setup, state, frozen, hparams, prompts)
         scored = score_rollout(setup, state, frozen, hparams, rollout)
         raw = device_scores(setup, frozen, rollout, prompts.columns) | host
         return learn(setup, state, frozen, hparams, rollout, scored, raw)
 
     hparams = abstract(jax.tree.map(np.float32, config.hparams))
+    frozen = {"base": None, "critic": None, "ref": ref, "reward": tables}
     after, metrics, rollout, scores_B = jax.eval_shape(
-        iteration, state, {"ref": ref, "reward": tables}, hparams, abstract_prompts(config), host
+        iteration, state, frozen, hparams, abstract_prompts(config), host
     )
     assert after == state  # what a step leaves is what the next one takes
     assert scores_B.shape == (B,) and scores_B.dtype == jnp.float32

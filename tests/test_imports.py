@@ -13,15 +13,17 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors config types masked ranges arguments config_io validate
+    errors config types masked ranges arguments config_io validate_model validate
     sharding
     tokenizer data
-    hf_folder smollm2 weights model
+    hf_folder hf_keys hf_config hf_export hf_tensors weights smollm2 hub
+    attention_kernels attention decoder rope layers model lora peft_folder model_folder
+    quantize rollout_weights
     rewards sampling microbatch rollout scoring
     reward kl_control
     gae estimators
     losses optimizer update
-    step_metrics step
+    trunks step_metrics step
     run_folder metrics console profile checkpoint loading evaluate experiment
     prepare programs train
     commands main __main__

@@ -9,25 +9,26 @@ import numpy as np
 import pytest
 
 from builders import random_prompts, tiny_model, trunk_params
-from llama_oracle import slow_frequencies, slow_hidden
+from decoder_oracle import slow_frequencies, slow_hidden
+from family_configs import FAMILIES, RICH
+from family_models import family_model
 from ppo_jax.config import RopeScaling
+from ppo_jax.decoder import Decoder
+from ppo_jax.hf_tensors import layer_slots
 from ppo_jax.model import (
-    Decoder,
     cast_weights,
     decode_step,
     init_trunk,
     init_value_head,
-    positions_from_mask,
     prefill,
-    rollout_copy,
-    rope,
-    rope_frequencies,
     stack_layers,
     trunk,
     unembed,
     unstack_layers,
     value_head,
 )
+from ppo_jax.rollout_weights import rollout_copy
+from ppo_jax.rope import frequencies, positions_from_mask, rotate, rotations
 
 LLAMA3 = RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16
@@ -39,6 +40,8 @@ CONFIGS = {
     "untied": tiny_model(tie_embeddings=False),
     "llama3": tiny_model(rope_scaling=LLAMA3, rope_theta=1000.0),
     "wide heads": tiny_model(head_dim=16),
+    "linear": tiny_model(rope_scaling=RopeScaling("linear", 3.0)),
+    "window": tiny_model(window=3, local_layers=(False, True)),
 }
 
 
@@ -60,22 +63,58 @@ def random_sequences(B, P, T, seed, vocab):
     return prompts, ids_BS, mask_BS
 
 
-@pytest.mark.parametrize("scaling", [None, LLAMA3, RopeScaling(), RopeScaling(32.0, 1.5, 6.0, 64)])
+SCALINGS = [
+    None,
+    LLAMA3,
+    RopeScaling(),
+    RopeScaling("llama3", 32.0, 1.5, 6.0, 64),
+    RopeScaling("linear", 8.0),
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("head_dim, theta", [(8, 10000.0), (16, 500000.0), (64, 1000.0)])
 def test_rope_matches_the_published_formula(scaling, head_dim, theta):
     config = tiny_model(head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
-    frequencies = slow_frequencies(config)
-    np.testing.assert_allclose(rope_frequencies(config), frequencies, rtol=3e-6)
+    expected = slow_frequencies(config)
+    np.testing.assert_allclose(frequencies(config), expected, rtol=3e-6)
     positions_BS = np.random.default_rng(0).integers(0, 500, size=(3, 11))
-    cos_BSK, sin_BSK = rope(config, jnp.asarray(positions_BS))
-    angles_BSK = positions_BS[..., None] * frequencies
-    np.testing.assert_allclose(cos_BSK, np.cos(angles_BSK), atol=2e-4)
-    np.testing.assert_allclose(sin_BSK, np.sin(angles_BSK), atol=2e-4)
+    both = rotations(config, jnp.asarray(positions_BS))
+    angles_BSK = positions_BS[..., None] * expected
+    assert both.local is both.full  # one theta, one set of angles
+    np.testing.assert_allclose(both.full.cos, np.cos(angles_BSK), atol=2e-4)
+    np.testing.assert_allclose(both.full.sin, np.sin(angles_BSK), atol=2e-4)
+
+
+def test_local_layers_have_a_theta_of_their_own_and_no_scaling():
+    config = tiny_model(
+        rope_theta=1e6, rope_scaling=RopeScaling("linear", 8.0), local_rope_theta=100.0
+    )
+    for local in (False, True):
+        expected = slow_frequencies(config, local)
+        np.testing.assert_allclose(frequencies(config, local=local), expected, rtol=3e-6)
+    assert rotations(tiny_model(position="learned"), jnp.zeros((1, 1))) is None
+
+
+@pytest.mark.parametrize("rotary_dim", [2, 4, 8, None])
+def test_rotation_turns_pairs_and_leaves_the_rest(rotary_dim):
+    """As complex numbers; the dot product of two turned vectors knows only their distance."""
+    config, R = tiny_model(rotary_dim=rotary_dim), rotary_dim or 8
+    x_BSHK = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+    positions_BS = jnp.asarray([[0, 1, 2, 3, 9], [0, 0, 0, 1, 2]])
+    turned = np.asarray(rotate(x_BSHK, rotations(config, positions_BS).full))
+    pairs = lambda x: np.asarray(x)[..., : R // 2] + 1j * np.asarray(x)[..., R // 2 : R]
+    angles = np.asarray(positions_BS)[:, :, None, None] * slow_frequencies(config)
+    np.testing.assert_allclose(pairs(turned), pairs(x_BSHK) * np.exp(1j * angles), atol=1e-5)
+    np.testing.assert_array_equal(turned[..., R:], x_BSHK[..., R:])
+    again = np.asarray(rotate(x_BSHK, rotations(config, positions_BS + 31).full))
+    dots = lambda y: np.einsum("bshk,bthk->bhst", y, y)
+    np.testing.assert_allclose(dots(turned), dots(again), atol=1e-4)
 
 
 def test_the_rope_cases_reach_all_three_branches():
     config = tiny_model(
-        head_dim=64, rope_theta=1000.0, rope_scaling=RopeScaling(32.0, 1.5, 6.0, 64)
+        head_dim=64, rope_theta=1000.0, rope_scaling=RopeScaling("llama3", 32.0, 1.5, 6.0, 64)
     )
     plain = slow_frequencies(dataclasses.replace(config, rope_scaling=None))
     ratio = slow_frequencies(config) / plain
@@ -101,7 +140,7 @@ def test_unembed_uses_the_head_there_is(tied):
     hidden_BD = jax.random.normal(jax.random.key(0), (4, config.embed_dim))
     kernel = params["embed"]["embedding"].T if tied else params["lm_head"]["kernel"]
     expected = np.asarray(hidden_BD, np.float64) @ np.asarray(kernel, np.float64)
-    logits_BV = unembed(params, hidden_BD)
+    logits_BV = unembed(Decoder(config), params, hidden_BD)
     assert logits_BV.dtype == jnp.float32
     np.testing.assert_allclose(logits_BV, expected, atol=1e-5)
 
@@ -208,13 +247,14 @@ def test_stack_and_unstack_are_inverse():
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
 
 
-def test_cast_keeps_norm_scales_in_float32():
-    decoder = Decoder(tiny_model(tie_embeddings=False), dtype="bfloat16")
-    params = trunk_params(decoder.config, seed=18)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cast_keeps_norms_in_float32(family):
+    config, params = family_model(RICH[family])
+    decoder = Decoder(config, dtype="bfloat16")
     for cast in (cast_weights(decoder, params), rollout_copy(decoder, stack_layers(params))):
         assert isinstance(cast["layers"], list)
         for path, x in jax.tree_util.tree_leaves_with_path(cast):
-            expected = jnp.float32 if path[-1].key == "scale" else jnp.bfloat16
+            expected = jnp.float32 if "norm" in path[-2].key else jnp.bfloat16
             assert x.dtype == expected, jax.tree_util.keystr(path)
 
 
@@ -223,11 +263,11 @@ def test_bfloat16_compute_gives_float32_logits_of_the_same_model(tied):
     config = tiny_model(tie_embeddings=tied)
     params = trunk_params(config, seed=19)
     _, ids_BS, mask_BS = random_sequences(6, 5, 6, 20, config.vocab_size)
-    exact = unembed(params, jit_trunk(Decoder(config))(params, ids_BS, mask_BS))
+    exact = unembed(Decoder(config), params, jit_trunk(Decoder(config))(params, ids_BS, mask_BS))
     decoder = Decoder(config, dtype="bfloat16")
     hidden_BSD = jit_trunk(decoder)(params, ids_BS, mask_BS)
     assert hidden_BSD.dtype == jnp.bfloat16
-    logits_BSV = unembed(params, hidden_BSD)
+    logits_BSV = unembed(decoder, params, hidden_BSD)
     assert logits_BSV.dtype == jnp.float32
     error = np.abs(logits_BSV - exact)[np.asarray(mask_BS)]
     assert error.mean() < 0.03 * np.std(exact) and error.max() < 0.3 * np.std(exact)
@@ -253,13 +293,30 @@ def test_random_weights_have_the_shapes_and_spread_of_the_config():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_have_the_leaves_of_a_checkpoint(family):
+    config, _ = family_model(RICH[family])
+    params = init_trunk(config, jax.random.key(0))
+    leaves = {
+        tuple(part.key for part in path): x.shape
+        for path, x in jax.tree_util.tree_leaves_with_path(params["layers"][0])
+    }
+    slots = layer_slots(config).values()
+    stored = {s.path: s.layout.to_tree(np.empty(s.shape)).shape for s in slots}
+    assert leaves == stored
+    neutral = 0.0 if config.norm_plus_one else 1.0
+    assert np.all(params["layers"][1]["attn_norm"]["scale"] == neutral)
+    assert ("lm_head" in params) != config.tie_embeddings
+    assert ("positions" in params) == (config.position == "learned")
+
+
 def test_value_head_starts_at_zero_and_is_linear():
     config = tiny_model()
     head = init_value_head(config)
     hidden_BD = jax.random.normal(jax.random.key(0), (5, config.embed_dim))
     assert np.all(value_head(head, hidden_BD) == 0)
-    head = {"kernel": jnp.arange(32.0)[:, None], "bias": jnp.asarray([2.0])}
+    head = {"kernel": jnp.arange(32.0)[:, None]}
     values_B = value_head(head, hidden_BD.astype(jnp.bfloat16))
     assert values_B.dtype == jnp.float32
     rounded_BD = np.asarray(hidden_BD.astype(jnp.bfloat16), np.float64)
-    np.testing.assert_allclose(values_B, rounded_BD @ np.arange(32.0) + 2, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(values_B, rounded_BD @ np.arange(32.0), rtol=1e-5, atol=1e-4)

@@ -23,7 +23,7 @@ def iterations(tmp_path_factory):
     """(stepper, states, finished iterations) of two iterations, fused or cut."""
     path = write_prompts(tmp_path_factory.mktemp("data"))
     source = open_source(None, CONFIG.model.shape)
-    changes = {"data.path": path, "model": resolve_options(CONFIG.model, source.config)}
+    changes = {"data.path": path, "model": resolve_options(CONFIG.model, source)}
     config = replace(CONFIG, **changes)
     dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=259)
 

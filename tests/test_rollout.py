@@ -9,7 +9,7 @@ import pytest
 
 from builders import random_prompts, tiny_model
 from ppo_jax.config import RolloutOptions
-from ppo_jax.model import Decoder
+from ppo_jax.decoder import Decoder
 from ppo_jax.rollout import stop_ids
 from ppo_jax.scoring import Scorer, forward, values_from
 from rollout_runs import (

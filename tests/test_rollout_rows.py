@@ -10,7 +10,7 @@ import pytest
 from builders import random_prompts
 from ppo_jax import rollout as rollout_module
 from ppo_jax.config import ParallelOptions, RolloutOptions
-from ppo_jax.model import Decoder
+from ppo_jax.decoder import Decoder
 from ppo_jax.rollout import sample, sharded_sample
 from ppo_jax.sharding import make_mesh, put_batch, put_replicated
 from rollout_runs import (

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from builders import tiny_model, trunk_params
+from ppo_jax.decoder import Decoder
 from ppo_jax.microbatch import by_microbatch
-from ppo_jax.model import Decoder, init_value_head, stack_layers, value_head
+from ppo_jax.model import init_value_head, stack_layers, value_head
 from ppo_jax.reward import kl_estimate
 from ppo_jax.scoring import forward, values_from
 from scoring_builders import B, T, V, make_rollout, make_scorer
@@ -94,7 +95,6 @@ def test_final_value_is_that_of_the_state_after_the_last_token():
     policy, critic = trunk_params(config, 9), trunk_params(config, 10)
     scorer, rollout = make_scorer(Decoder(config)), make_rollout(9, vocab=config.vocab_size)
     head = {"kernel": jax.random.normal(jax.random.key(0), (config.embed_dim, 1))}
-    head["bias"] = jnp.ones(1)
     out = jit_forward(scorer, policy, rollout, 1.0)
     shared_BU = values_from({"head": head}, scorer, rollout, out.hidden_BUD)
     own_BU = values_from({"head": head, "trunk": critic}, scorer, rollout, out.hidden_BUD)

@@ -19,10 +19,11 @@ from ppo_jax.config import (
     RopeScaling,
     RunOptions,
 )
+from ppo_jax.decoder import Decoder
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
-from ppo_jax.model import Decoder, trunk, unembed
+from ppo_jax.model import trunk, unembed
 from ppo_jax.smollm2 import ensure_cached
 from ppo_jax.train import train
 
@@ -159,7 +160,9 @@ def check_export(model_name: str, out, ids: np.ndarray, tolerance: float) -> np.
         wanted = model.eval()(torch.from_numpy(ids)).logits.numpy()
     source = open_source(model_name)
     decoder, params = Decoder(source.config), load_trunk(source)
-    ours = unembed(params, trunk(decoder, params, jnp.asarray(ids), jnp.ones(ids.shape, bool)))
+    ours = unembed(
+        decoder, params, trunk(decoder, params, jnp.asarray(ids), jnp.ones(ids.shape, bool))
+    )
     difference = np.abs(np.asarray(ours) - wanted).max()
     print(f"logits of the export: {difference:.1e}, up to {abs(wanted).max():.0f} in size")
     assert difference < tolerance
@@ -236,5 +239,5 @@ def test_export_of_a_run(tmp_path, shape, layers, critic):
     check_export(str(run), tmp_path / "out", ids, tolerance=1e-4)
 
     trained = load_trunk(open_source(str(run)))["layers"][-1]["v"]["kernel"]
-    start = load_trunk(open_source(None, shape), seed=0)["layers"][-1]["v"]["kernel"]
+    start = load_trunk(open_source(None, shape, seed=0))["layers"][-1]["v"]["kernel"]
     assert np.abs(trained - start).max() > 1e-3  # what was exported has been trained

@@ -1,99 +1,205 @@
-"""Weights against torch transformers: it reads what is written, and the other way round."""
+"""Weights of every family: transformers reads what is written, and the other way round."""
 
-import dataclasses
+import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from torch_families import saved, torch_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ppo_jax.config import ModelConfig, RopeScaling
+from family_configs import FAMILIES, IDS, VOCAB, first_case, hf_config
+from ppo_jax.decoder import Decoder
+from ppo_jax.hf_config import read_model_config
+from ppo_jax.model import trunk, value_head
 from ppo_jax.tokenizer import byte_tokenizer
-from ppo_jax.weights import load_hf, save_hf
+from ppo_jax.weights import load_classifier, load_hf, save_hf
+from trees import assert_same
 
-TIED = ModelConfig(embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48)
-UNTIED = dataclasses.replace(
-    TIED,
-    head_dim=16,  # not embed_dim / num_heads
-    tie_embeddings=False,
-    rope_theta=5e5,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64),
-    eos_token_ids=(257, 3),
-)
-SHAPES = pytest.mark.parametrize("m", [TIED, UNTIED], ids=["tied", "untied-llama3"])
+EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def torch_model(m: ModelConfig, seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    rope = {"rope_type": "default", "rope_theta": m.rope_theta}
-    if m.rope_scaling is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": m.rope_scaling.factor,
-            "low_freq_factor": m.rope_scaling.low_freq_factor,
-            "high_freq_factor": m.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": m.rope_scaling.original_max_positions,
-        }
-    config = LlamaConfig(
-        vocab_size=m.vocab_size,
-        hidden_size=m.embed_dim,
-        intermediate_size=m.mlp_dim,
-        num_hidden_layers=m.num_layers,
-        num_attention_heads=m.num_heads,
-        num_key_value_heads=m.num_kv_heads,
-        head_dim=m.head_dim,
-        max_position_embeddings=m.max_positions,
-        rms_norm_eps=m.norm_eps,
-        rope_parameters=rope,
-        tie_word_embeddings=m.tie_embeddings,
-        bos_token_id=m.bos_token_id,
-        eos_token_id=list(m.eos_token_ids),
-        pad_token_id=m.pad_token_id,
+def reload(auto, folder):
+    """A model by transformers, which must find each of its tensors and no other."""
+    model, info = auto.from_pretrained(
+        folder, output_loading_info=True, local_files_only=True, attn_implementation="eager"
     )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # norms too, which start at one
-            parameter.normal_(0.0, 0.2)
-    return model
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    assert not info.get("error_msgs")
+    return model.eval()
 
 
-@SHAPES
-@pytest.mark.parametrize("shard", ["5GB", "20KB"])
-def test_reads_what_transformers_saves_and_gives_it_back(tmp_path, m, shard):
-    model = torch_model(m, seed=1)
-    model.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
-    loaded, params = load_hf(tmp_path / "theirs")
-    assert loaded == m
+def assert_same_tensors(model, other):
     state = model.state_dict()
-    key = "model.layers.1.self_attn.k_proj.weight"
-    np.testing.assert_array_equal(params["layers"][1]["k"]["kernel"], state[key].numpy().T)
-    np.testing.assert_array_equal(
-        params["embed"]["embedding"], state["model.embed_tokens.weight"].numpy()
-    )
-    bytes_ = 5e9 if shard == "5GB" else 20e3
-    save_hf(tmp_path / "ours", loaded, params, byte_tokenizer(), max_shard_bytes=bytes_)
-    again, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "ours", output_loading_info=True, local_files_only=True
-    )
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert again.dtype == torch.float32
-    assert again.state_dict().keys() == state.keys()
-    for name, value in again.state_dict().items():
-        assert torch.equal(value, state[name]), name
-    ids = torch.arange(120).reshape(2, 60) % m.vocab_size
-    with torch.no_grad():  # rope, norm epsilon and tying are read as they were meant
-        assert torch.equal(again.eval()(ids).logits, model(ids).logits)
-    eos = again.generation_config.eos_token_id
-    assert (eos if isinstance(eos, list) else [eos]) == list(m.eos_token_ids)
+    assert state.keys() == other.state_dict().keys()
+    for name, value in other.state_dict().items():
+        assert value.dtype == state[name].dtype and torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("id_", IDS)
+def test_round_trip(tmp_path, id_):
+    """theirs -> ours -> theirs and ours -> theirs -> ours, to the bit."""
+    model = torch_model(id_)
+    config, params = load_hf(saved(model, tmp_path / "theirs"))
+    save_hf(tmp_path / "ours", config, params, byte_tokenizer(), origin=tmp_path / "theirs")
+    again = reload(AutoModelForCausalLM, tmp_path / "ours")
+    assert again.dtype == torch.float32 and type(again) is type(model)
+    assert_same_tensors(again, model)
+    with torch.no_grad():  # what config.json says is read as it was meant
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    same_config, same_params = load_hf(tmp_path / "ours")
+    assert same_config == config
+    assert_same(same_params, params)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours", local_files_only=True)
     assert tokenizer.encode("aé") == [97, 195, 169]
 
 
-def test_bfloat16_export(tmp_path):
-    model = torch_model(TIED, seed=2)
-    model.save_pretrained(tmp_path / "theirs")
-    save_hf(tmp_path / "ours", *load_hf(tmp_path / "theirs"), None, dtype="bfloat16")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", local_files_only=True)
-    assert again.dtype == torch.bfloat16
-    for name, value in again.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name].to(torch.bfloat16)), name
+@EVERY_FAMILY
+@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("shards", ["single", "sharded"])
+def test_round_trip_of_files(tmp_path, family, dtype, shards):
+    """In every precision, in one file and in several."""
+    model = torch_model(first_case(family)).to(TORCH[dtype])
+    theirs, limit = ("10KB", 10e3) if shards == "sharded" else ("5GB", 5e9)
+    folder = saved(model, tmp_path / "theirs", max_shard_size=theirs)
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (shards == "sharded")
+    config, params = load_hf(folder)
+    save_hf(tmp_path / "ours", config, params, None, dtype=dtype, max_shard_bytes=limit)
+    again = reload(AutoModelForCausalLM, tmp_path / "ours")
+    assert again.dtype == TORCH[dtype]
+    assert_same_tensors(again, model)
+    assert_same(load_hf(tmp_path / "ours")[1], params)
+
+
+def our_scores(config, params, head):
+    mask_BS = jnp.ones(TOKENS.shape, bool)
+    hidden_BSD = trunk(Decoder(config), params, jnp.asarray(TOKENS.numpy()), mask_BS)
+    return np.asarray(value_head(head, hidden_BSD[:, -1]))
+
+
+@EVERY_FAMILY
+def test_classifier(tmp_path, family):
+    """A critic or reward model: AutoModelForSequenceClassification with one output."""
+    model = torch_model(first_case(family), labels=1, pad_token_id=VOCAB - 1)
+    config, params, head = load_classifier(saved(model, tmp_path / "theirs"))
+    assert "lm_head" not in params and head["kernel"].shape == (32, 1)
+    with torch.no_grad():
+        scores = model(TOKENS).logits[:, 0].numpy()
+    assert np.ptp(scores) > 0.1
+    np.testing.assert_allclose(our_scores(config, params, head), scores, atol=1e-4, rtol=0)
+    save_hf(tmp_path / "ours", config, params, None, head=head)
+    again = reload(AutoModelForSequenceClassification, tmp_path / "ours")
+    assert type(again) is type(model) and again.config.num_labels == 1
+    assert_same_tensors(again, model)
+    with torch.no_grad():
+        np.testing.assert_array_equal(again(TOKENS).logits[:, 0].numpy(), scores)
+
+
+@EVERY_FAMILY
+def test_language_model_saved_as_classifier(tmp_path, family):
+    """The critic of a run: the trunk of a language model, and a head of its own."""
+    model = torch_model(first_case(family))
+    config, params = load_hf(saved(model, tmp_path / "theirs"))
+    head = {"kernel": np.linspace(-1, 1, 32, dtype=np.float32)[:, None]}
+    save_hf(tmp_path / "critic", config, params, None, head=head)
+    critic = reload(AutoModelForSequenceClassification, tmp_path / "critic")
+    params.pop("lm_head", None)
+    with torch.no_grad():
+        scores = critic(TOKENS).logits[:, 0].numpy()
+    np.testing.assert_allclose(our_scores(config, params, head), scores, atol=1e-4, rtol=0)
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_gpt2_of_the_hub(tmp_path):
+    """No `transformer.` before the names, and the causal masks stored beside the weights."""
+    model = torch_model("gpt2-tied")
+    folder = saved(model, tmp_path / "theirs")
+    expected = load_hf(folder)[1]
+
+    def change(tensors):
+        tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
+        assert "wte.weight" in tensors and "h.0.attn.c_attn.bias" in tensors
+        for i in range(2):
+            tensors[f"h.{i}.attn.bias"] = torch.tril(torch.ones(1, 1, 64, 64))
+            tensors[f"h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
+        return tensors
+
+    rewrite(folder, change)
+    assert_same(load_hf(folder)[1], expected)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert_same_tensors(theirs, model)  # transformers reads such a file as the same model too
+
+
+@pytest.mark.parametrize("head", ["embed_out.weight", "lm_head.weight"])
+def test_pythia_of_the_hub(tmp_path, head):
+    """Masks and frequencies stored beside the weights, and either name of the head."""
+    folder = saved(torch_model("gpt_neox-parallel"), tmp_path / "theirs")
+    expected = load_hf(folder)[1]
+
+    def change(tensors):
+        (found,) = [name for name in tensors if name in ("embed_out.weight", "lm_head.weight")]
+        tensors[head] = tensors.pop(found)
+        for i in range(2):
+            prefix = f"gpt_neox.layers.{i}.attention"
+            tensors[f"{prefix}.bias"] = torch.tril(torch.ones(1, 1, 64, 64)).bool()
+            tensors[f"{prefix}.masked_bias"] = torch.tensor(-1e9)
+            tensors[f"{prefix}.rotary_emb.inv_freq"] = torch.ones(1)
+        return tensors
+
+    rewrite(folder, change)
+    assert_same(load_hf(folder)[1], expected)
+
+
+OLD_ROPE = {  # as transformers 4 wrote them
+    "llama-gqa": {"rope_theta": 10000.0, "rope_scaling": None},
+    "llama-llama3": {
+        "rope_theta": 1e3,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 12,
+        },
+    },
+    "llama-linear": {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 3.0}},
+    "mistral-window": {"rope_theta": 10000.0},
+    "qwen2-window": {"rope_theta": 10000.0, "rope_scaling": None},
+    "qwen3-window": {"rope_theta": 10000.0, "rope_scaling": None},
+    "gpt_neox-parallel": {"rotary_pct": 0.25, "rotary_emb_base": 10000, "rope_scaling": None},
+    "gpt_neox-rotary-half": {"rotary_pct": 0.5, "rotary_emb_base": 1000},
+    "gemma2-softcaps": {"rope_theta": 10000.0},
+    "gemma3_text-two-thetas": {"rope_theta": 1e6, "rope_local_base_freq": 10000.0}
+    | {"sliding_window_pattern": 3, "rope_scaling": None},
+    "gemma3_text-linear-softcap": {"rope_theta": 1e3, "rope_local_base_freq": 30.0}
+    | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+}
+
+
+@pytest.mark.parametrize("id_", OLD_ROPE)
+def test_config_of_transformers_4(tmp_path, id_):
+    """Its keys are read as the same network as those that transformers 5 writes for it."""
+    folder = saved(torch_model(id_), tmp_path / "theirs")
+    expected = read_model_config(folder)
+    keys = hf_config(id_)
+    keys.pop("rope_parameters", None)
+    if "sliding_window_pattern" in OLD_ROPE[id_]:
+        keys.pop("layer_types")
+    keys |= OLD_ROPE[id_] | {"torch_dtype": "float16", "transformers_version": "4.40.0"}
+    (folder / "config.json").write_text(json.dumps(keys))
+    assert read_model_config(folder) == expected
+    # What is written in its place says each thing once, in the new words.
+    save_hf(tmp_path / "ours", *load_hf(folder), None, origin=folder)
+    raw = json.loads((tmp_path / "ours" / "config.json").read_text())
+    stale = set(OLD_ROPE[id_]) | {"torch_dtype"}
+    assert not stale & raw.keys() and raw["dtype"] == "float32" and "rope_parameters" in raw
+    assert read_model_config(tmp_path / "ours") == expected
+    reload(AutoModelForCausalLM, tmp_path / "ours")

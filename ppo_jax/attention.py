@@ -1,0 +1,132 @@
+"""Attention over whole sequences and over a cache: windows, soft caps, grouped heads.
+
+Whole sequences may run on a platform's fused kernel; the single query of a decode step never does.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from ppo_jax import attention_kernels as kernels
+from ppo_jax.config import ModelConfig
+from ppo_jax.errors import ConfigError
+from ppo_jax.types import Array
+
+FUSED = {"cudnn": kernels.cudnn, "splash": kernels.splash}
+LIMITS = {"cudnn": kernels.cudnn_limit, "splash": kernels.splash_limit}
+OWN = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # the kernel made for a platform
+
+
+def choose(asked: str, config: ModelConfig, dtype: str, platform: str) -> tuple[str, str]:
+    """(kernel of whole sequences, why) for `asked` = auto, xla, cudnn or splash on a platform.
+
+    auto: the platform's own kernel where its limits allow, else XLA. Raises ConfigError where a
+    kernel is asked for that cannot be had.
+    """
+    if asked == "auto":
+        own = OWN.get(platform, "xla")
+        limit = LIMITS[own](config, dtype, platform) if own in LIMITS else None
+        return (own, f"auto on {platform}") if limit is None else ("xla", f"{own} {limit}")
+    limit = LIMITS[asked](config, dtype, platform) if asked in LIMITS else None
+    if limit is not None:
+        nearest = choose("auto", config, dtype, platform)[0]
+        raise ConfigError(
+            f"model.attention={asked} {limit}; nearest valid: model.attention={nearest}"
+        )
+    return asked, "asked for"
+
+
+class View(NamedTuple):
+    """What each token of whole sequences may attend to."""
+
+    mask_BS: Array  # bool, real tokens
+    full_B1SS: Array  # causal, to real tokens
+    local_B1SS: Array | None  # of these the ones in the window; None where no layer has one
+
+
+def view(config: ModelConfig, mask_BS: Array, positions_BS: Array) -> View:
+    """Causal visibility among the real tokens of each row; `positions_BS` counts them."""
+    S = mask_BS.shape[1]
+    causal_SS = jnp.tril(jnp.ones((S, S), bool))
+    full_B1SS = causal_SS[None, None] & mask_BS[:, None, None, :]
+    if config.window is None:
+        return View(mask_BS, full_B1SS, None)
+    distance_BSS = positions_BS[:, :, None] - positions_BS[:, None, :]
+    return View(mask_BS, full_B1SS, full_B1SS & (distance_BSS < config.window)[:, None])
+
+
+def attend(
+    config: ModelConfig,
+    kernel: str,
+    seen: View,
+    q_BSHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    local: bool | Array,
+    mesh: Mesh | None = None,
+) -> Array:
+    """Attention [B, S, H, K] of whole sequences; rows at padding are meaningless but finite.
+
+    `local`: the layer has the window; a traced bool where layers of both kinds run as a scan.
+    `mesh`: of the program in global view whose rows are split over it, for the fused kernels;
+    these take the real tokens of a row to stand side by side, between padding on either side.
+    """
+    arrays = q_BSHK, k_BSGK, v_BSGK
+    # A prompt of one token has nothing to fuse, and cuDNN refuses it.
+    if kernel == "xla" or q_BSHK.shape[1] == 1:
+        return _xla(config, *arrays, _visible(seen, local))
+
+    def fused(window: int | None) -> Array:
+        run = functools.partial(FUSED[kernel], config, window)
+        return kernels.per_device(mesh, run, seen.mask_BS, *arrays)
+
+    if config.window is None:
+        return fused(None)
+    if isinstance(local, bool):
+        return fused(config.window if local else None)
+    return lax.cond(local, lambda: fused(config.window), lambda: fused(None))
+
+
+def _visible(seen: View, local: bool | Array) -> Array:
+    if seen.local_B1SS is None:
+        return seen.full_B1SS
+    if isinstance(local, bool):
+        return seen.local_B1SS if local else seen.full_B1SS
+    return jnp.where(local, seen.local_B1SS, seen.full_B1SS)
+
+
+def attend_one(
+    config: ModelConfig, q_B1HK, cache_k_BSGK, cache_v_BSGK, visible_BS, cursor, local: bool
+) -> Array:
+    """Attention [B, 1, H, K] of the token at column `cursor` to the visible columns of a cache.
+
+    The real tokens of a row stand side by side, so columns tell their distance.
+    """
+    if local:
+        columns_1S = jnp.arange(visible_BS.shape[1])[None]
+        visible_BS = visible_BS & (cursor - columns_1S < config.window)
+    return _xla(config, q_B1HK, cache_k_BSGK, cache_v_BSGK, visible_BS[:, None, None, :])
+
+
+def _xla(config: ModelConfig, q_BQHK, k_BSGK, v_BSGK, visible_B1QS) -> Array:
+    scale, cap = config.attention_scale, config.attention_softcap
+    if cap is None:
+        return jax.nn.dot_product_attention(
+            q_BQHK, k_BSGK, v_BSGK, mask=visible_B1QS, scale=scale, implementation="xla"
+        )
+    B, Q, H, K = q_BQHK.shape
+    G = k_BSGK.shape[2]
+    q_BQGRK = q_BQHK.reshape(B, Q, G, H // G, K)
+    scores_BGRQS = jnp.einsum(
+        "bqgrk,bsgk->bgrqs", q_BQGRK, k_BSGK, preferred_element_type=jnp.float32
+    )
+    scores_BGRQS = scores_BGRQS * (K**-0.5 if scale is None else scale)
+    scores_BGRQS = cap * jnp.tanh(scores_BGRQS / cap)
+    # Finite, so that a row that sees nothing (padding) has no NaN in its gradient.
+    scores_BGRQS = jnp.where(visible_B1QS[:, :, None], scores_BGRQS, -0.7 * jnp.finfo("f4").max)
+    weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)
+    return jnp.einsum("bgrqs,bsgk->bqgrk", weights_BGRQS, v_BSGK).reshape(B, Q, H, K)

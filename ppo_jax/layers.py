@@ -1,0 +1,124 @@
+"""One block of the decoder, in Flax linen: norms, matrices with their adapters, attention, MLP."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from ppo_jax.config import ModelConfig
+from ppo_jax.decoder import Decoder
+from ppo_jax.rope import Rotation, rotate
+from ppo_jax.types import Array
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+}
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in float32."""
+
+    decoder: Decoder
+
+    @nn.compact
+    def __call__(self, x):
+        config, D = self.decoder.config, x.shape[-1]
+        start = nn.initializers.zeros if config.norm_plus_one else nn.initializers.ones
+        scale_D = self.param("scale", start, (D,), jnp.float32) + float(config.norm_plus_one)
+        x32 = x.astype(jnp.float32)
+        if config.norm == "layer":
+            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + config.norm_eps)
+        x32 = x32 * jnp.broadcast_to(scale_D, x.shape)
+        if config.norm == "layer":
+            bias_D = self.param("bias", nn.initializers.zeros, (D,), jnp.float32)
+            x32 = x32 + jnp.broadcast_to(bias_D, x.shape)
+        return x32.astype(self.decoder.compute)
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias), and what may lie beside the kernel: a low-rank adapter (`lora_a`,
+    `lora_b`), or the scales of its columns (`kernel_scale`) where it is int8."""
+
+    decoder: Decoder
+    features: int
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BSD):
+        dtype = self.decoder.compute
+        cast = lambda name: self.get_variable("params", name).astype(dtype)
+        along_F = lambda y_F: jnp.broadcast_to(y_F, (*x_BSD.shape[:-1], self.features))
+        init = nn.initializers.normal(self.decoder.config.init_std)
+        kernel_DF = self.param("kernel", init, (x_BSD.shape[-1], self.features), jnp.float32)
+        y_BSF = x_BSD @ kernel_DF.astype(dtype)
+        if self.has_variable("params", "kernel_scale"):
+            scale_F = self.get_variable("params", "kernel_scale")
+            y_BSF = (y_BSF.astype(jnp.float32) * along_F(scale_F)).astype(dtype)
+        if self.has_variable("params", "lora_a"):
+            y_BSF += (x_BSD @ cast("lora_a")) @ cast("lora_b") * self.decoder.lora_scale
+        if self.bias:
+            bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y_BSF += along_F(bias_F.astype(dtype))
+        return y_BSF
+
+
+class Block(nn.Module):
+    """Attention and MLP with their norms. `attend(q, k, v) -> (out, cache)` is handed in, so that
+    the block is the same in training, prefill and decoding."""
+
+    decoder: Decoder
+
+    @nn.compact
+    def __call__(self, x_BSD, rotation: Rotation | None, attend: Callable):
+        config = self.decoder.config
+        norm = lambda name: Norm(self.decoder, name=name)
+        dense = lambda features, name, bias: Linear(self.decoder, features, bias, name=name)
+
+        out_BSD, cache = _attention(config, dense, norm, norm("attn_norm")(x_BSD), rotation, attend)
+        if config.parallel_residual:
+            return x_BSD + out_BSD + _mlp(config, dense, norm("mlp_norm")(x_BSD)), cache
+        if config.sandwich_norm:
+            out_BSD = norm("post_attn_norm")(out_BSD)
+        x_BSD = x_BSD + out_BSD
+        out_BSD = _mlp(config, dense, norm("mlp_norm")(x_BSD))
+        if config.sandwich_norm:
+            out_BSD = norm("post_mlp_norm")(out_BSD)
+        return x_BSD + out_BSD, cache
+
+
+def _attention(config: ModelConfig, dense, norm, h_BSD, rotation, attend) -> tuple[Array, object]:
+    width, kv_width = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    heads = lambda y_BSF: y_BSF.reshape(*y_BSF.shape[:2], -1, config.head_dim)
+    if config.fused_qkv:
+        qkv = jnp.split(dense(3 * width, "qkv", config.qkv_bias)(h_BSD), 3, axis=-1)
+    else:
+        widths = {"q": width, "k": kv_width, "v": kv_width}
+        qkv = [dense(size, name, config.qkv_bias)(h_BSD) for name, size in widths.items()]
+    q_BSHK, k_BSGK, v_BSGK = map(heads, qkv)
+    if config.qk_norm:
+        q_BSHK, k_BSGK = norm("q_norm")(q_BSHK), norm("k_norm")(k_BSGK)
+    if rotation is not None:
+        q_BSHK, k_BSGK = rotate(q_BSHK, rotation), rotate(k_BSGK, rotation)
+    out_BSHK, cache = attend(q_BSHK, k_BSGK, v_BSGK)
+    out_BSF = out_BSHK.reshape(*h_BSD.shape[:2], width)
+    return dense(config.embed_dim, "o", config.out_bias)(out_BSF), cache
+
+
+def _mlp(config: ModelConfig, dense, h_BSD) -> Array:
+    activate = ACTIVATIONS[config.activation]
+    up_BSF = dense(config.mlp_dim, "up", config.mlp_bias)(h_BSD)
+    if config.gated_mlp:
+        h_BSF = activate(dense(config.mlp_dim, "gate", config.mlp_bias)(h_BSD)) * up_BSF
+    else:
+        h_BSF = activate(up_BSF)
+    return dense(config.embed_dim, "down", config.mlp_bias)(h_BSF)
+
+
+def softcap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap): values kept within (-cap, cap)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
