@@ -125,19 +125,20 @@ def export(args: ExportArgs) -> None:
 
 
 def _export_adapters(args: ExportArgs, source: Source) -> None:
-    if source.base is None:
+    if source.adapters is None:
         raise ConfigError(
             f"part=adapter: {args.model} has none, every weight was trained; nearest valid: policy"
         )
-    name, revision = source.base.name, None
+    base = source.adapters.base
+    name, revision = base.name, None
     if name in KNOWN_MODELS:
-        name = str(source.base.folder)  # PEFT does not know our names
+        name = str(base.folder)  # PEFT does not know our names
     elif name is not None and not Path(name).expanduser().exists():
         name, _, revision = name.partition("@")
     write_adapters(
         args.out,
         source.config,
-        source.lora,
+        source.adapters.lora,
         load_adapters(source),
         base=name,
         revision=revision or None,

@@ -99,10 +99,15 @@ def _parse(file: Path, raw: dict[str, Any]) -> Any:
             raise ConfigError(
                 f"{file}: {key} = {short(raw[key])} is not supported, only {names} is"
             )
+    for key in size_keys(family).values():
+        if raw.get(key) is not None:
+            _check_size(file, key, raw[key])
     try:
         return CONFIG_MAPPING[family].from_dict(raw)
     except Exception as error:  # transformers and huggingface_hub raise what they like
-        raise ConfigError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+        text = " ".join(str(error).split())
+        text = text if len(text) <= 300 else f"{text[:140]} ... {text[-155:]}"
+        raise ConfigError(f"{file}: {text}") from None
 
 
 def _sizes(file: Path, theirs: Any) -> dict[str, int]:
@@ -149,7 +154,7 @@ def _positions(file: Path, theirs: Any) -> dict[str, Any]:
     if theirs.model_type == "gpt2":
         return {}
     rope, by_kind = theirs.rope_parameters, theirs.model_type == "gemma3_text"
-    if (set(rope) <= {FULL, LOCAL}) != by_kind:
+    if set(rope) != {FULL, LOCAL} if by_kind else {FULL, LOCAL} & set(rope):
         expected = f"{FULL} and {LOCAL}, each with its own" if by_kind else "one rope of all layers"
         raise ConfigError(f"{file}: rope_parameters = {short(rope)}, expected {expected}")
     if not by_kind:
@@ -169,18 +174,24 @@ def _rope(file: Path, theirs: Any, rope: dict[str, Any]):
     """(theta, scaling, rotary dimensions or None)."""
     number = lambda key: _number(file, rope, key, positive=True)
     kind, theta, rotary = rope.get("rope_type", "default"), number("rope_theta"), None
+    factor = "partial_rotary_factor"
     if theirs.model_type == "gpt_neox":
-        head_dim, share = theirs.hidden_size // theirs.num_attention_heads, "partial_rotary_factor"
-        rotary = int(head_dim * number(share))
+        head_dim = theirs.hidden_size // theirs.num_attention_heads
+        rotary = int(head_dim * number(factor))
         if not 1 <= rotary <= head_dim:
             raise ConfigError(
-                f"{file}: {share} = {rope[share]} rotates {rotary} of the {head_dim} dimensions of "
-                f"a head, expected 1 to {head_dim}"
+                f"{file}: {factor} = {rope[factor]} rotates {rotary} of the {head_dim} dimensions "
+                f"of a head, expected 1 to {head_dim}"
             )
-    elif rope.get("partial_rotary_factor") not in (1, None):
+        for key in (factor, "rope_theta"):  # beside the family's own keys, and then not read
+            if getattr(theirs, key, None) not in (None, rope[key]):
+                raise ConfigError(
+                    f"{file}: {key} = {getattr(theirs, key)}, expected {rope[key]} as the other "
+                    "keys say"
+                )
+    elif (share := rope.get(factor, getattr(theirs, factor, None))) not in (1, None):
         raise ConfigError(
-            f"{file}: partial_rotary_factor = {short(rope['partial_rotary_factor'])} is not "
-            f"supported for {theirs.model_type}, only 1 is"
+            f"{file}: {factor} = {short(share)} is not supported for {theirs.model_type}, only 1 is"
         )
     if kind == "default":
         return theta, None, rotary

@@ -17,7 +17,7 @@ from ppo_jax.lora import adapted_modules, attach, merge
 from ppo_jax.model import init_trunk, scans_layers, unstack_layers
 from ppo_jax.model_folder import resolve_model
 from ppo_jax.peft_folder import base_model, is_adapter_folder, read_adapters
-from ppo_jax.run_folder import run_folder
+from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree
 from ppo_jax.weights import load_classifier, load_hf
@@ -30,13 +30,20 @@ class Source(NamedTuple):
 
     config: ModelConfig
     tokenizer: Any
-    folder: Path | None  # None: random weights
     name: str | None  # leads to the same files again; None: random weights
-    is_run: bool = False
     files: Path | None = None  # folder whose tokenizer and configs go along on export
-    base: "Source | None" = None  # what its adapters lie on
-    lora: LoraOptions | None = None  # of these adapters
+    folder: Path | None = None  # of a Hugging Face model
+    run: RunFolder | None = None
+    adapters: "Adapters | None" = None
     seed: int = 0  # of random weights
+
+
+class Adapters(NamedTuple):
+    """What a run has trained on top of another model, or a PEFT folder holds."""
+
+    lora: LoraOptions
+    base: Source
+    folder: Path | None = None  # PEFT's; None: the run's checkpoint has them
 
 
 class Critic(NamedTuple):
@@ -59,23 +66,21 @@ def open_source(
     Raises ConfigError where there is no usable model.
     """
     if path is None:
-        return Source(shape or ModelConfig(), byte_tokenizer(), None, None, seed=seed)
+        return Source(shape or ModelConfig(), byte_tokenizer(), None, seed=seed)
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        return _open_run(path, folder, trust_remote_code)
+        return _open_run(path, run_folder(folder), trust_remote_code)
     folder, name = resolve_model(path)
     if is_adapter_folder(folder):
         return _open_adapters(folder, name, trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return Source(read_model_config(folder), tokenizer, folder, name, files=folder)
+    return Source(read_model_config(folder), tokenizer, name, files=folder, folder=folder)
 
 
-def _open_run(name: str, folder: Path, trust_remote_code: bool) -> Source:
+def _open_run(name: str, run: RunFolder, trust_remote_code: bool) -> Source:
     """A run keeps tokenizer and model config, so it outlives the model it began with; where only
     adapters were trained, the weights under them are still needed."""
-    run = run_folder(folder)
-    config = load_config(run.config)
-    base = None
+    config, adapters = load_config(run.config), None
     if config.model.lora.rank is not None:
         base = open_source(
             config.model.path,
@@ -84,55 +89,58 @@ def _open_run(name: str, folder: Path, trust_remote_code: bool) -> Source:
             trust_remote_code=trust_remote_code,
         )
         # Under adapters that went on from other ones lies what those lay on.
-        base = base if base.base is None else base.base
-    lora = None if base is None else config.model.lora
-    common = {"is_run": True, "base": base, "lora": lora}
+        base = base if base.adapters is None else base.adapters.base
+        adapters = Adapters(config.model.lora, base)
     if config.model.path is None:
-        return Source(config.model.shape, byte_tokenizer(), folder, name, **common)
+        return Source(config.model.shape, byte_tokenizer(), name, run=run, adapters=adapters)
     tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=trust_remote_code)
     shape = read_model_config(run.tokenizer)
-    return Source(shape, tokenizer, folder, name, files=run.tokenizer, **common)
+    return Source(shape, tokenizer, name, files=run.tokenizer, run=run, adapters=adapters)
 
 
 def _open_adapters(folder: Path, name: str, trust_remote_code: bool) -> Source:
     base_name, revision = base_model(folder)
     beside = folder / base_name  # a relative path may be meant from the adapters' own folder
-    if not Path(base_name).expanduser().exists() and beside.is_dir():
-        base_name = str(beside)
-    elif revision is not None and not Path(base_name).expanduser().exists():
-        base_name = f"{base_name}@{revision}"
+    if not Path(base_name).expanduser().exists():
+        if beside.is_dir():
+            base_name = str(beside)
+        elif revision is not None:
+            base_name = f"{base_name}@{revision}"
     try:
         base = open_source(base_name, trust_remote_code=trust_remote_code)
     except ConfigError as error:
         raise ConfigError(f"{folder}: its base_model_name_or_path: {error}") from None
-    if base.lora is not None:
+    if base.adapters is not None:
         raise ConfigError(f"{folder}: its base {base_name} is adapters too: merge those first")
     lora, _ = read_adapters(folder, base.config)
-    tokenizer = base.tokenizer
+    tokenizer, files = base.tokenizer, base.files
     if has_tokenizer(folder):
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    files = folder if has_tokenizer(folder) else base.files
-    return Source(base.config, tokenizer, folder, name, files=files, base=base, lora=lora)
+        tokenizer, files = load_tokenizer(folder, trust_remote_code=trust_remote_code), folder
+    return Source(base.config, tokenizer, name, files=files, adapters=Adapters(lora, base, folder))
 
 
 def load_trunk(source: Source) -> PyTree:
     """The whole trunk's float32 weights as NumPy arrays, layers as a list, adapters merged."""
-    if source.base is not None:
-        whole = attach(load_trunk(source.base), load_adapters(source))
-        return jax.tree.map(np.asarray, merge(whole, lora_scale(source.lora)))
-    if source.folder is None:
-        key = jax.random.fold_in(jax.random.key(source.seed), INIT_KEY)
-        return jax.tree.map(np.asarray, init_trunk(source.config, key))
-    if source.is_run:
-        return unstack_layers(_trained(source)["policy"])
-    return load_hf(source.folder)[1]
+    if source.adapters is not None:
+        return _merged(load_trunk(source.adapters.base), load_adapters(source), source.adapters)
+    if source.run is not None:
+        return unstack_layers(restore_params(source.run.checkpoints)["policy"])
+    if source.folder is not None:
+        return load_hf(source.folder)[1]
+    key = jax.random.fold_in(jax.random.key(source.seed), INIT_KEY)
+    return jax.tree.map(np.asarray, init_trunk(source.config, key))
 
 
 def load_adapters(source: Source) -> PyTree:
     """The adapters of a PEFT folder or of a run that trained some, layers as a list."""
-    if source.is_run:
-        return unstack_layers(_trained(source)["policy"])
-    return read_adapters(source.folder, source.config)[1]
+    if source.adapters is not None and source.adapters.folder is not None:
+        return read_adapters(source.adapters.folder, source.config)[1]
+    assert source.run is not None
+    return unstack_layers(restore_params(source.run.checkpoints)["policy"])
+
+
+def _merged(base: PyTree, trained: PyTree, adapters: Adapters) -> PyTree:
+    return jax.tree.map(np.asarray, merge(attach(base, trained), lora_scale(adapters.lora)))
 
 
 def load_critic(source: Source) -> Critic:
@@ -141,10 +149,10 @@ def load_critic(source: Source) -> Critic:
     A run gives its critic, a sequence classifier of one output its head and trunk, any other model
     its trunk alone.
     """
-    if source.is_run:
-        return _run_critic(source)
-    labels = None if source.folder is None or source.base else classifier_labels(source.folder)
-    if labels is None:
+    if source.run is not None:
+        return _run_critic(source, source.run)
+    labels = None if source.folder is None else classifier_labels(source.folder)
+    if source.folder is None or labels is None:
         return Critic(source.config, None, load_trunk(source))
     if labels != 1:
         raise ConfigError(
@@ -154,23 +162,17 @@ def load_critic(source: Source) -> Critic:
     return Critic(config, head, trunk)
 
 
-def _run_critic(source: Source) -> Critic:
-    value = _trained(source)["value"]
+def _run_critic(source: Source, run: RunFolder) -> Critic:
+    value = restore_params(run.checkpoints)["value"]
     if "trunk" not in value:
         return Critic(source.config, value["head"], load_trunk(source))
-    options = load_config(run_folder(source.folder).config).model
-    own = None if options.critic_path is None else open_source(options.critic_path)
-    config = source.config if own is None else own.config
+    path = load_config(run.config).model.critic_path
+    own = None if path is None else open_source(path)
     trunk = unstack_layers(value["trunk"])
-    if source.base is not None:
-        base = load_trunk(source.base) if own is None else load_critic(own).trunk
-        whole = attach(base, trunk)
-        trunk = jax.tree.map(np.asarray, merge(whole, lora_scale(source.lora)))
-    return Critic(config, value["head"], trunk)
-
-
-def _trained(source: Source) -> PyTree:
-    return restore_params(run_folder(source.folder).checkpoints)
+    if source.adapters is not None:
+        base = load_trunk(source.adapters.base) if own is None else load_critic(own).trunk
+        trunk = _merged(base, trunk, source.adapters)
+    return Critic(source.config if own is None else own.config, value["head"], trunk)
 
 
 def resolve_options(
@@ -196,25 +198,25 @@ def resolve_options(
 def _resolve_lora(asked: LoraOptions, source: Source) -> LoraOptions:
     if asked.rank is None:
         return asked
-    theirs = source.lora
-    if theirs is None:
+    if source.adapters is None:
         return dataclasses.replace(asked, alpha=lora_scale(asked) * asked.rank)
+    theirs = source.adapters.lora
+    scale = lora_scale(theirs)
     if asked.rank != theirs.rank:
         raise ConfigError(
             f"model.lora.rank={asked.rank}: the adapters of {source.name} have rank {theirs.rank}; "
             f"nearest valid: {theirs.rank} (or None: merged, and every weight trains)"
         )
-    scale = lora_scale(theirs)
+    alpha = scale * asked.rank
     if asked.alpha is not None and lora_scale(asked) != scale:
         raise ConfigError(
-            f"model.lora.alpha={asked.alpha}: the adapters of {source.name} have alpha "
-            f"{scale * theirs.rank:g}; nearest valid: {scale * theirs.rank:g}"
+            f"model.lora.alpha={asked.alpha}: the adapters of {source.name} have alpha {alpha:g}; "
+            f"nearest valid: {alpha:g}"
         )
-    modules = adapted_modules(source.config, theirs.targets)
-    if asked.targets != LoraOptions().targets:
-        if adapted_modules(source.config, asked.targets) != modules:
-            raise ConfigError(
-                f"model.lora.targets={' '.join(asked.targets)}: the adapters of {source.name} are "
-                f"on {' '.join(theirs.targets)}"
-            )
-    return dataclasses.replace(theirs, alpha=scale * theirs.rank)
+    modules = [adapted_modules(source.config, lora.targets) for lora in (asked, theirs)]
+    if asked.targets != LoraOptions().targets and modules[0] != modules[1]:
+        raise ConfigError(
+            f"model.lora.targets={' '.join(asked.targets)}: the adapters of {source.name} are on "
+            f"{' '.join(theirs.targets)}"
+        )
+    return dataclasses.replace(theirs, alpha=alpha)

@@ -93,8 +93,8 @@ def initial_weights(
         if config.reward.reference == "fixed":
             still["ref"] = cast_weights(decoder, policy)
     else:
-        goes_on = source.lora is not None
-        base = source.base if goes_on else source
+        goes_on = source.adapters is not None
+        base = source.adapters.base if goes_on else source
         still["base"] = cast_weights(decoder, layout(load_trunk(base)))
         policy = layout(
             load_adapters(source)

@@ -1,9 +1,9 @@
 """Weights between a Hugging Face folder and the parameter tree, without torch.
 
-The tree: {"embed": {"embedding": [V, D]}, "layers": [one dict a layer], "final_norm": {"scale": [D],
-...}}, {"positions": {"embedding": [P, D]}} where positions are learned, and {"lm_head": {"kernel":
-[D, V]}} when the embeddings are untied. Kernels are [in, out]; q and k stay in Hugging Face's
-half-split rotary order.
+The tree: {"embed": {"embedding": [V, D]}, "layers": [one dict a layer], "final_norm": {"scale":
+[D], ...}}, {"positions": {"embedding": [P, D]}} where positions are learned, and {"lm_head":
+{"kernel": [D, V]}} when the embeddings are untied. Kernels are [in, out]; q and k stay in Hugging
+Face's half-split rotary order.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.hf_config import classifier_labels, read_model_config
 from ppo_jax.hf_export import write_model_config
 from ppo_jax.hf_folder import CONFIG, check_replaceable, copy_tokenizer, read_json, whole_folder
-from ppo_jax.hf_tensors import NAMES, PLAIN, Slot, tensor_slots
+from ppo_jax.hf_tensors import NAMES, PLAIN, SCORE, Slot, tensor_slots
 from ppo_jax.types import PyTree
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -184,6 +184,8 @@ def _by_our_names(config: ModelConfig, slots, files: dict[str, Path]) -> dict[st
         ours = without_prefix.get(name, name)
         if name == "lm_head.weight" and head not in files:
             ours = head
+        if ours in found:
+            raise ConfigError(f"{file}: tensor {name} is also there as {found[ours].name}")
         found[ours] = Stored(file, name)
     return found
 
@@ -191,7 +193,9 @@ def _by_our_names(config: ModelConfig, slots, files: dict[str, Path]) -> dict[st
 def _check_names(config, folder, slots, stored, index_file, promised) -> None:
     names = NAMES[config.family]
     head = f"{names.lm_head}.weight"
-    extra = [n for n in stored if n not in slots and n != head and not BUFFERS.fullmatch(n)]
+    # A head beside tied embeddings is compared with them later; a classifier has no such head.
+    known = {*slots, *(() if SCORE in slots else (head,))}
+    extra = [n for n in stored if n not in known and not BUFFERS.fullmatch(n)]
     missing = [name for name in slots if name not in stored]
     if missing:
         name = missing[0]

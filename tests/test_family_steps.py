@@ -6,21 +6,26 @@ import jax
 import numpy as np
 import pytest
 
-from family_shapes import OWN, family_shape
-from ppo_jax.config import replace
-from step_builders import BASE, case, leaves, run, same
+from family_configs import FAMILIES, RICH, model_config
+from ppo_jax.config import ModelConfig, replace
+from step_builders import BASE, EOS, PAD, VOCAB, case, leaves, run, same
 
 # Scan and list, whole weights and adapters: every family sees one of each at least.
 LAYOUTS = {"full": "scan", "lora": "unroll"}
 
 
+def shape_of(family: str) -> ModelConfig:
+    special = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "pad_token_id": PAD}
+    return dataclasses.replace(model_config(RICH[family]), init_std=0.2, **special)
+
+
 def config_of(family: str, kind: str):
     lora = {"model.lora.rank": 4} if kind == "lora" else {}
     layout = {"model.scan_layers": LAYOUTS[kind], "model.remat": "full"}
-    return replace(BASE, **{"model.shape": family_shape(family)}, **layout, **lora)
+    return replace(BASE, **{"model.shape": shape_of(family)}, **layout, **lora)
 
 
-@pytest.fixture(scope="module", params=OWN)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return request.param
 

@@ -138,7 +138,7 @@ def test_adapters_go_on_with_themselves_as_reference(home, straight, adapter):
     same_trees(first, second, rtol=0)
     (row,) = read_metrics(run.metrics)
     assert abs(row["objective/kl"]) <= 1e-6 * row["rollout/length_mean"]
-    lora = open_source(str(run.root)).lora
+    lora = open_source(str(run.root)).adapters.lora
     assert (lora.rank, lora.alpha) == (RANK, 12.0)
     same_trees(load_trunk(open_source(str(run.root))), load_trunk(open_source(str(straight.root))))
 

@@ -58,9 +58,9 @@ def test_round_trip(tmp_path, id_):
     assert tokenizer.encode("aé") == [97, 195, 169]
 
 
-@EVERY_FAMILY
-@pytest.mark.parametrize("dtype", TORCH)
 @pytest.mark.parametrize("shards", ["single", "sharded"])
+@pytest.mark.parametrize("dtype", TORCH)
+@EVERY_FAMILY
 def test_round_trip_of_files(tmp_path, family, dtype, shards):
     """In every precision, in one file and in several."""
     model = torch_model(first_case(family)).to(TORCH[dtype])
