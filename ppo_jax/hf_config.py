@@ -86,7 +86,7 @@ def _parse(file: Path, raw: dict[str, Any]) -> Any:
     """transformers' config object."""
     from transformers import CONFIG_MAPPING
 
-    family = raw.get("model_type")
+    family: Any = raw.get("model_type")
     if family not in FAMILIES:
         hint = "; its text model alone is gemma3_text" if family == "gemma3" else ""
         raise ConfigError(
@@ -112,7 +112,7 @@ def _parse(file: Path, raw: dict[str, Any]) -> Any:
 
 def _sizes(file: Path, theirs: Any) -> dict[str, int]:
     keys = size_keys(theirs.model_type)
-    found = {field: getattr(theirs, key, None) for field, key in keys.items()}
+    found: dict[str, Any] = {field: getattr(theirs, key, None) for field, key in keys.items()}
     for field in ("embed_dim", "num_heads"):
         _check_size(file, keys[field], found[field])
     heads, width = found["num_heads"], found["embed_dim"]
@@ -142,7 +142,7 @@ def _check_size(file: Path, key: str, value: Any) -> None:
 
 def _number(file: Path, theirs: Any, key: str, *, positive: bool = False) -> float:
     """A finite number; `theirs` is a config or one of its dictionaries."""
-    value = theirs.get(key) if isinstance(theirs, dict) else getattr(theirs, key)
+    value: Any = theirs.get(key) if isinstance(theirs, dict) else getattr(theirs, key)
     least = math.ulp(0.0) if positive else 0.0
     if type(value) not in (int, float) or not least <= value < math.inf:
         expected = "a positive number" if positive else "a number of at least 0"

@@ -52,7 +52,7 @@ def write_model_config(
     keys = _shape(config) | special | {"dtype": dtype}
     keys["architectures"] = [ARCHITECTURES[config.family][labels is not None]]
     spelling = activation_key(config.family)
-    if ACTIVATIONS.get(carried.get(spelling)) == config.activation:
+    if ACTIVATIONS.get(carried.get(spelling, "")) == config.activation:
         keys[spelling] = carried[spelling]  # one function may have several names
     if labels is not None:
         keys["num_labels"] = labels

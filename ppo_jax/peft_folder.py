@@ -29,7 +29,7 @@ from ppo_jax.hf_tensors import LINEAR, NAMES, PLAIN, Slot, layer_slots, matrices
 from ppo_jax.hf_tensors import Path as TreePath
 from ppo_jax.lora import adapted_modules
 from ppo_jax.types import PyTree
-from ppo_jax.weights import DTYPES
+from ppo_jax.weights import DTYPES, Stored, read_tensor
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model"  # PEFT's wrappers around the model, which it leaves in the names
@@ -100,7 +100,9 @@ def read_adapters(path: str | Path, config: ModelConfig) -> tuple[LoraOptions, P
             layers: Any = [{m: {} for m in modules} for _ in range(config.num_layers)]
             for name, slot in slots.items():
                 _, layer, module, part = slot.path
-                layers[layer][module][part] = _read(file, tensors, name, slot)
+                layers[layer][module][part] = read_tensor(
+                    tensors, Stored(file, name), slot, "float32"
+                )
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cannot be read as safetensors: {error}") from None
     names = NAMES[config.family].modules
@@ -249,21 +251,6 @@ def _slots(config: ModelConfig, modules: tuple[str, ...], rank: int) -> dict[str
             slots[f"{name}.lora_A.weight"] = Slot((*path, "lora_a"), (rank, size_in), LINEAR)
             slots[f"{name}.lora_B.weight"] = Slot((*path, "lora_b"), (size_out, rank), layout_b)
     return slots
-
-
-def _read(file: Path, tensors, name: str, slot: Slot) -> np.ndarray:
-    tensor = tensors.get_slice(name)
-    if tuple(tensor.get_shape()) != slot.shape:
-        raise ConfigError(
-            f"{file}: tensor {name} has shape {list(tensor.get_shape())}, expected "
-            f"{list(slot.shape)}"
-        )
-    if tensor.get_dtype() not in ("F32", "BF16", "F16"):
-        raise ConfigError(
-            f"{file}: tensor {name} has dtype {tensor.get_dtype()}, expected F32, BF16 or F16"
-        )
-    array = tensors.get_tensor(name).astype(np.float32)
-    return np.ascontiguousarray(slot.layout.to_tree(array))
 
 
 def _checked_leaves(adapters: PyTree, slots: Mapping[str, Slot]) -> dict[TreePath, np.ndarray]:

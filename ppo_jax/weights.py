@@ -82,7 +82,7 @@ def _load(folder: Path, dtype: str, labels: int | None) -> tuple[ModelConfig, Py
     for file in dict.fromkeys(files.values()):
         with safe_open(file, "numpy") as tensors:
             for name in (n for n in slots if stored[n].file == file):
-                leaves[slots[name].path] = _read_tensor(tensors, stored[name], slots[name], dtype)
+                leaves[slots[name].path] = read_tensor(tensors, stored[name], slots[name], dtype)
     head = stored.get(f"{NAMES[model_config.family].lm_head}.weight")
     if head is not None and model_config.tie_embeddings and labels is None:
         _check_tied_head(head, leaves[("embed", "embedding")], dtype)
@@ -214,12 +214,13 @@ def _check_names(config, folder, slots, stored, index_file, promised) -> None:
         )
 
 
-def _read_tensor(tensors, stored: Stored, slot: Slot, dtype: str) -> np.ndarray:
+def read_tensor(tensors: Any, stored: Stored, slot: Slot, dtype: str) -> np.ndarray:
+    """A tensor of an open safetensors file, in the tree's orientation."""
     tensor = tensors.get_slice(stored.name)
     if tuple(tensor.get_shape()) != slot.shape:
         raise ConfigError(
             f"{stored.file}: tensor {stored.name} has shape {list(tensor.get_shape())}, "
-            f"config.json expects {list(slot.shape)}"
+            f"expected {list(slot.shape)}"
         )
     if tensor.get_dtype() not in ("F32", "BF16", "F16"):
         raise ConfigError(
@@ -233,7 +234,7 @@ def _read_tensor(tensors, stored: Stored, slot: Slot, dtype: str) -> np.ndarray:
 def _check_tied_head(stored: Stored, embedding: np.ndarray, dtype: str) -> None:
     slot = Slot(("lm_head", "embedding"), embedding.shape, PLAIN)
     with safe_open(stored.file, "numpy") as tensors:
-        head = _read_tensor(tensors, stored, slot, dtype)
+        head = read_tensor(tensors, stored, slot, dtype)
     if not np.array_equal(head, embedding):
         raise ConfigError(
             f"{stored.file}: {stored.name} differs from the token embedding although config.json "

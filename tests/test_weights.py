@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from family_configs import FAMILIES, IDS, RICH
 from family_models import family_model
@@ -15,18 +15,6 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.tokenizer import byte_tokenizer, load_tokenizer
 from ppo_jax.weights import load_classifier, load_hf, save_hf
 from trees import TIED, UNTIED, assert_same, random_params
-
-
-@pytest.fixture
-def folder(tmp_path):
-    save_hf(tmp_path / "model", TIED, random_params(TIED), byte_tokenizer())
-    return tmp_path / "model"
-
-
-def edit_tensors(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("m", [TIED, UNTIED], ids=["tied", "untied-llama3"])

@@ -12,19 +12,13 @@ from family_models import family_model
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.weights import load_classifier, load_hf, save_hf
-from trees import TIED, UNTIED, assert_same, random_params
+from trees import TIED, UNTIED, assert_same, edit_tensors, random_params
 
 
 @pytest.fixture
 def folder(tmp_path):
     save_hf(tmp_path / "model", TIED, random_params(TIED), byte_tokenizer())
     return tmp_path / "model"
-
-
-def edit_tensors(folder, change):
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
 
 
 def put(name, array):

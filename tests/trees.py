@@ -1,6 +1,7 @@
 """Parameter trees of two Llamas written out by hand, and how trees are compared."""
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from ppo_jax.config import ModelConfig, RopeScaling
 
@@ -71,3 +72,9 @@ def assert_same(found, expected):
     else:
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
