@@ -33,7 +33,7 @@ class ScoreArgs:
 
 @dataclass(frozen=True)
 class ExportArgs:
-    """Write a model as a Hugging Face folder that transformers loads."""
+    """Write a model as a Hugging Face folder, or its adapters as a PEFT folder."""
 
     model: str  # run folder, Hugging Face or PEFT folder, hub id, or the name smollm2-135m
     out: str  # folder to write

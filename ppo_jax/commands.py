@@ -16,7 +16,6 @@ from ppo_jax.config import DataOptions, ModelConfig, ModelOptions, ParallelOptio
 from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
-from ppo_jax.model_folder import KNOWN_MODELS
 from ppo_jax.peft_folder import write_adapters
 from ppo_jax.rollout import sharded_sample
 from ppo_jax.rollout_weights import rollout_copy
@@ -104,7 +103,7 @@ def score(args: ScoreArgs) -> None:
 
 
 def export(args: ExportArgs) -> None:
-    """Write a model as a Hugging Face folder."""
+    """Write a model as a Hugging Face folder, or its adapters as a PEFT folder."""
     source = open_source(args.model, trust_remote_code=args.trust_remote_code)
     if args.part == "adapter":
         _export_adapters(args, source)
@@ -129,22 +128,28 @@ def _export_adapters(args: ExportArgs, source: Source) -> None:
         raise ConfigError(
             f"part=adapter: {args.model} has none, every weight was trained; nearest valid: policy"
         )
-    base = source.adapters.base
-    name, revision = base.name, None
-    if name in KNOWN_MODELS:
-        name = str(base.folder)  # PEFT does not know our names
-    elif name is not None and not Path(name).expanduser().exists():
-        name, _, revision = name.partition("@")
+    name, revision = _base_for_peft(source.adapters.base)
     write_adapters(
         args.out,
         source.config,
         source.adapters.lora,
         load_adapters(source),
         base=name,
-        revision=revision or None,
+        revision=revision,
         origin=source.files,
         dtype=args.dtype,
     )
+
+
+def _base_for_peft(base: Source) -> tuple[str | None, str | None]:
+    """(name, revision) by which PEFT finds a base; (None, None) for one that it cannot load."""
+    if base.folder is None:
+        print("the base of these adapters is no Hugging Face folder: PEFT needs it exported first")
+        return None, None
+    hub_id, _, commit = str(base.name).partition("@")
+    if commit and not Path(str(base.name)).expanduser().exists():
+        return hub_id, commit
+    return str(base.folder.resolve()), None
 
 
 def _logprobs(scorer: Scorer, params, rollout: Rollout):

@@ -93,6 +93,7 @@ class LoraOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     path: str | None = "smollm2-135m"  # known name, folder or hub id; None: random
+    base_path: str | None = None  # what the adapters at path lie on; None: as they name it
     trust_remote_code: bool = False  # run a tokenizer's own Python; by flag alone
     shape: ModelConfig = ModelConfig()  # of the random model, read only when path is None
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bf16 off the CPU
@@ -123,7 +124,7 @@ class RolloutOptions:
     top_k: int | None = None  # at most 256
     top_p: float | None = None  # the nucleus is cut at 256 tokens; 1: off
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
-    weights: Literal["compute", "unmerged", "int8"] = "compute"  # the sampler's; unmerged: LoRA
+    weights: Literal["compute", "unmerged", "int8"] = "compute"  # the sampler's; int8: see tis_cap
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,10 @@ def classifier_labels(path: str | Path) -> int | None:
     """Outputs of a sequence classifier's head; None for a folder that holds a language model."""
     file = Path(path) / CONFIG
     raw = read_json(file)
-    if not any(
-        str(a).endswith("ForSequenceClassification") for a in raw.get("architectures") or ()
-    ):
+    named = raw.get("architectures") or []
+    if not isinstance(named, list):
+        raise ConfigError(f"{file}: architectures = {short(named)}, expected a list of class names")
+    if not any(str(name).endswith("ForSequenceClassification") for name in named):
         return None
     return int(_parse(file, raw).num_labels)
 
@@ -92,6 +93,11 @@ def _parse(file: Path, raw: dict[str, Any]) -> Any:
         raise ConfigError(
             f"{file}: model_type = {short(family)} is not supported, only "
             f"{', '.join(FAMILIES)}{hint}"
+        )
+    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
+        raise ConfigError(
+            f"{file}: auto_map = {short(raw['auto_map'])} asks for modelling code of its own, "
+            f"which is not run: expected a plain {family} model"
         )
     for key, allowed in (_SUPPORTED | _SUPPORTED_OF.get(family, {})).items():
         if raw.get(key, allowed[0]) not in allowed:
@@ -193,6 +199,7 @@ def _rope(file: Path, theirs: Any, rope: dict[str, Any]):
         raise ConfigError(
             f"{file}: {factor} = {short(share)} is not supported for {theirs.model_type}, only 1 is"
         )
+    _check_rope_keys(file, kind, rope)
     if kind == "default":
         return theta, None, rotary
     if kind == "linear":
@@ -205,6 +212,17 @@ def _rope(file: Path, theirs: Any, rope: dict[str, Any]):
     scaling = {ours: number(key) for key, ours in LLAMA3.items()}
     positions = int(scaling.pop("original_max_positions"))
     return theta, RopeScaling("llama3", **scaling, original_max_positions=positions), rotary
+
+
+def _check_rope_keys(file: Path, kind: str, rope: dict[str, Any]) -> None:
+    """A key that this kind does not read was meant for another, as `factor` without a type is."""
+    read = {"linear": {"factor"}, "llama3": set(LLAMA3)}.get(kind, set())
+    read |= {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    for key, value in rope.items():
+        if key not in read and value is not None and kind in ("default", "linear", "llama3"):
+            raise ConfigError(
+                f"{file}: {key} = {short(value)} is not supported with rope type {short(kind)}"
+            )
 
 
 def _window(file: Path, theirs: Any) -> dict[str, Any]:

@@ -56,9 +56,13 @@ def write_model_config(
         keys[spelling] = carried[spelling]  # one function may have several names
     if labels is not None:
         keys["num_labels"] = labels
-    theirs = CONFIG_MAPPING[config.family].from_dict(carried | keys)
-    theirs.save_pretrained(folder)
+    make = CONFIG_MAPPING[config.family].from_dict
     generation = {} if origin is None else _json(origin / GENERATION)
+    padless = carried and make(carried).pad_token_id is generation.get("pad_token_id") is None
+    if padless and labels is None:
+        # Padding with an EOS id, as we do, is no trait of the model; a classifier needs some id.
+        special["pad_token_id"] = keys["pad_token_id"] = None
+    make(carried | keys).save_pretrained(folder)
     generation = {**generation, **special}
     generation.pop("transformers_version", None)
     (folder / GENERATION).write_text(json.dumps(generation, indent=2) + "\n")

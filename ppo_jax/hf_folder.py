@@ -16,17 +16,27 @@ from ppo_jax.errors import ConfigError, StorageError
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's: of adapters for another model
+ADAPTER = "adapter_model.safetensors"
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder of named ones, beside the default template
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # never read
 
 # What a saved model folder may hold; anything else there is the user's and is not deleted.
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
     "merges.txt tokenizer.model chat_template.jinja chat_template.json"
 ).split()
-MODEL_FILES = (
-    "config.json generation_config.json *.safetensors model.safetensors.index.json "
-    "adapter_config.json"
-).split() + TOKENIZER_FILES
+MODEL_FILES = [
+    CONFIG,
+    GENERATION,
+    "*.safetensors",
+    INDEX,
+    ADAPTER_CONFIG,
+    *TOKENIZER_FILES,
+    CHAT_TEMPLATES,
+]
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         new = temporary / "new"
         new.mkdir()
         yield new
-        for file in new.iterdir():
+        for file in (path for path in new.rglob("*") if path.is_file()):
             file.chmod(0o644)  # safetensors writes files that only their owner can read
         _swap(new, path, temporary / "old")
     except (OSError, SafetensorError) as error:
@@ -72,10 +82,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copy a model folder's tokenizer and chat template as they are; False if it has none."""
+    """Copy a model folder's tokenizer and chat templates as they are; False if it has none.
+
+    Python that the tokenizer's config names goes along unread, or the copy would be broken.
+    """
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    settings = source / "tokenizer_config.json"
+    if settings.is_file() and "auto_map" in read_json(settings):
+        found += sorted(source.glob("*.py"))
+    found += sorted((source / CHAT_TEMPLATES).glob("*.jinja"))
     for file in found:
-        shutil.copyfile(file, target / file.name)
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
     return bool(found)
 
 

@@ -15,16 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_jax.errors import ConfigError, PPOJaxError, StorageError
+from ppo_jax.hf_folder import ADAPTER, CHAT_TEMPLATES, INDEX, PICKLED, SINGLE, TOKENIZER_FILES
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
 FILES = (
     f"config.json generation_config.json {SINGLE} {INDEX} adapter_config.json {ADAPTER} "
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-    "merges.txt tokenizer.model chat_template.json *.jinja"
+    f"{' '.join(TOKENIZER_FILES)} {CHAT_TEMPLATES}/*.jinja"
 ).split()
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # The hub's own rule for either half of an id.
 PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 FOLDER_ROUTE = (
@@ -83,8 +79,7 @@ def _fetch(name: str, revision: str | None, files: Sequence[str]) -> Path:
         library.snapshot_download,
         name,
         revision=revision,
-        allow_patterns=list(files),
-        ignore_patterns="*/*",  # the library's * matches a slash too, as in original/x.jinja
+        allow_patterns=list(files),  # the library's * matches a slash too: *.jinja would not do
     )
     try:
         if re.fullmatch("[0-9a-f]{40}", revision or ""):
@@ -106,7 +101,7 @@ def _shards(name: str, index_file: Path) -> list[str]:
     """File names in an index, which is data from the network: plain safetensors names only."""
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
-        shards = sorted({str(file) for file in index["weight_map"].values()})
+        shards = sorted(set(index["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         shards = []
     if not shards:

@@ -15,7 +15,7 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.hf_config import classifier_labels, read_model_config
 from ppo_jax.lora import adapted_modules, attach, merge
 from ppo_jax.model import init_trunk, scans_layers, unstack_layers
-from ppo_jax.model_folder import resolve_model
+from ppo_jax.model_folder import ModelFolder, resolve_model
 from ppo_jax.peft_folder import base_model, is_adapter_folder, read_adapters
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
@@ -30,7 +30,7 @@ class Source(NamedTuple):
 
     config: ModelConfig
     tokenizer: Any
-    name: str | None  # leads to the same files again; None: random weights
+    name: str | None  # leads here again, a hub id to its commit; None: random weights
     files: Path | None = None  # folder whose tokenizer and configs go along on export
     folder: Path | None = None  # of a Hugging Face model
     run: RunFolder | None = None
@@ -59,10 +59,12 @@ def open_source(
     shape: ModelConfig | None = None,
     *,
     seed: int = 0,
+    base_path: str | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
     """Shape and tokenizer of the model at `path`, or of the random model of `shape` and `seed`.
 
+    `base_path` is the model under the adapters of a PEFT folder, where it is not the one they name.
     Raises ConfigError where there is no usable model.
     """
     if path is None:
@@ -70,11 +72,23 @@ def open_source(
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         return _open_run(path, run_folder(folder), trust_remote_code)
-    folder, name = resolve_model(path)
-    if is_adapter_folder(folder):
-        return _open_adapters(folder, name, trust_remote_code)
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    return Source(read_model_config(folder), tokenizer, name, files=folder, folder=folder)
+    model = resolve_model(path)
+    if trust_remote_code and model.from_hub:
+        raise ConfigError(
+            f"trust_remote_code=True: no code of {path} is fetched from the hub; give the path of "
+            "a folder that holds it"
+        )
+    if is_adapter_folder(model.path):
+        return _open_adapters(model, base_path, trust_remote_code)
+    if base_path is not None:
+        raise ConfigError(f"model.base_path={base_path}: read for adapters alone, {path} is none")
+    return _open_folder(model, trust_remote_code)
+
+
+def _open_folder(model: ModelFolder, trust_remote_code: bool) -> Source:
+    tokenizer = load_tokenizer(model.path, trust_remote_code=trust_remote_code)
+    shape = read_model_config(model.path)
+    return Source(shape, tokenizer, model.name, files=model.path, folder=model.path)
 
 
 def _open_run(name: str, run: RunFolder, trust_remote_code: bool) -> Source:
@@ -82,12 +96,16 @@ def _open_run(name: str, run: RunFolder, trust_remote_code: bool) -> Source:
     adapters were trained, the weights under them are still needed."""
     config, adapters = load_config(run.config), None
     if config.model.lora.rank is not None:
-        base = open_source(
-            config.model.path,
-            config.model.shape,
-            seed=config.run.seed,
-            trust_remote_code=trust_remote_code,
-        )
+        try:
+            base = open_source(
+                config.model.path,
+                config.model.shape,
+                seed=config.run.seed,
+                base_path=config.model.base_path,
+                trust_remote_code=trust_remote_code,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{run.root}: the model under its adapters: {error}") from None
         # Under adapters that went on from other ones lies what those lay on.
         base = base if base.adapters is None else base.adapters.base
         adapters = Adapters(config.model.lora, base)
@@ -98,25 +116,35 @@ def _open_run(name: str, run: RunFolder, trust_remote_code: bool) -> Source:
     return Source(shape, tokenizer, name, files=run.tokenizer, run=run, adapters=adapters)
 
 
-def _open_adapters(folder: Path, name: str, trust_remote_code: bool) -> Source:
-    base_name, revision = base_model(folder)
-    beside = folder / base_name  # a relative path may be meant from the adapters' own folder
-    if not Path(base_name).expanduser().exists():
-        if beside.is_dir():
-            base_name = str(beside)
-        elif revision is not None:
-            base_name = f"{base_name}@{revision}"
+def _open_adapters(model: ModelFolder, base_path: str | None, trust_remote_code: bool) -> Source:
+    folder = model.path
     try:
-        base = open_source(base_name, trust_remote_code=trust_remote_code)
+        base = _open_base(folder, base_path, trust_remote_code)
     except ConfigError as error:
-        raise ConfigError(f"{folder}: its base_model_name_or_path: {error}") from None
-    if base.adapters is not None:
-        raise ConfigError(f"{folder}: its base {base_name} is adapters too: merge those first")
+        which = "its base_model_name_or_path" if base_path is None else "model.base_path"
+        raise ConfigError(f"{folder}: {which}: {error}") from None
     lora, _ = read_adapters(folder, base.config)
     tokenizer, files = base.tokenizer, base.files
     if has_tokenizer(folder):
         tokenizer, files = load_tokenizer(folder, trust_remote_code=trust_remote_code), folder
-    return Source(base.config, tokenizer, name, files=files, adapters=Adapters(lora, base, folder))
+    adapters = Adapters(lora, base, folder)
+    return Source(base.config, tokenizer, model.name, files=files, adapters=adapters)
+
+
+def _open_base(folder: Path, base_path: str | None, trust_remote_code: bool) -> Source:
+    name, revision = base_model(folder) if base_path is None else (base_path, None)
+    if not Path(name).expanduser().exists():
+        if (folder / name).is_dir():  # a relative path may be meant from the adapters' own folder
+            name = str(folder / name)
+        elif revision is not None:
+            name = f"{name}@{revision}"
+    if (Path(name).expanduser() / "checkpoints").is_dir():
+        return open_source(name, trust_remote_code=trust_remote_code)
+    base = resolve_model(name)
+    # Adapters may have been saved into their base's own folder; on other adapters they cannot lie.
+    if is_adapter_folder(base.path) and not base.path.samefile(folder):
+        raise ConfigError(f"{name} is adapters too: merge those first (ppo-jax export)")
+    return _open_folder(base, trust_remote_code)
 
 
 def load_trunk(source: Source) -> PyTree:
@@ -163,11 +191,14 @@ def load_critic(source: Source) -> Critic:
 
 
 def _run_critic(source: Source, run: RunFolder) -> Critic:
+    config = load_config(run.config)
+    if config.ppo.advantage != "gae":
+        raise ConfigError(f"{run.root}: ppo.advantage={config.ppo.advantage} trained no critic")
     value = restore_params(run.checkpoints)["value"]
     if "trunk" not in value:
         return Critic(source.config, value["head"], load_trunk(source))
-    path = load_config(run.config).model.critic_path
-    own = None if path is None else open_source(path)
+    path, trusted = config.model.critic_path, config.model.trust_remote_code
+    own = None if path is None else open_source(path, trust_remote_code=trusted)
     trunk = unstack_layers(value["trunk"])
     if source.adapters is not None:
         base = load_trunk(source.adapters.base) if own is None else load_critic(own).trunk
@@ -178,16 +209,25 @@ def _run_critic(source: Source, run: RunFolder) -> Critic:
 def resolve_options(
     options: ModelOptions, source: Source, critic: Source | None = None
 ) -> ModelOptions:
-    """The options with every `auto` settled and every hub id pinned, as a run saves them.
+    """The options as a run saves them: every hub id pinned, dtype, layers and adapters settled.
 
+    The attention kernel stays `auto`: each model takes its own, on the platform it is run on.
     Raises ConfigError where adapters to go on from are not of the kind that is asked for.
     """
     lora = _resolve_lora(options.lora, source)
     decoder = make_decoder(source.config, options)
+    if critic is not None:
+        make_decoder(critic.config, options)  # a kernel that is asked for must serve both
+        if lora.rank is not None:
+            adapted_modules(critic.config, lora.targets)  # of another family, perhaps
+    peft = None
+    if source.adapters is not None and source.adapters.folder is not None:
+        peft = source.adapters.base.name
     layers = "scan" if scans_layers(source.config, options) else "unroll"
     return dataclasses.replace(
         options,
         path=source.name,
+        base_path=peft,
         critic_path=None if critic is None else critic.name,
         compute_dtype=decoder.dtype,
         scan_layers=layers,
@@ -199,6 +239,7 @@ def _resolve_lora(asked: LoraOptions, source: Source) -> LoraOptions:
     if asked.rank is None:
         return asked
     if source.adapters is None:
+        adapted_modules(source.config, asked.targets)  # a pattern that picks nothing ends here
         return dataclasses.replace(asked, alpha=lora_scale(asked) * asked.rank)
     theirs = source.adapters.lora
     scale = lora_scale(theirs)

@@ -22,7 +22,7 @@ commands:
   train EXPERIMENT [--section.key VALUE ...]     train; every field of the configuration is a flag
   generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
   score --model DIR --data F --out F             log-probabilities of given responses
-  export --model DIR --out DIR                   write a Hugging Face folder
+  export --model DIR --out DIR                   write a Hugging Face or PEFT folder
 
 `ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
 experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical

@@ -13,10 +13,11 @@ KNOWN_MODELS = {smollm2.NAME: smollm2.ensure_cached}
 
 
 class ModelFolder(NamedTuple):
-    """A Hugging Face or PEFT folder, and the name that leads to the same files for good."""
+    """A Hugging Face or PEFT folder, and the name that leads to it again."""
 
     path: Path
     name: str  # as given; a hub id with the commit it stood at, as org/name@1234...
+    from_hub: bool = False
 
 
 def resolve_model(name_or_path: str | Path) -> ModelFolder:
@@ -33,7 +34,7 @@ def resolve_model(name_or_path: str | Path) -> ModelFolder:
     hub_id, _, revision = name.partition("@")
     if not folder.exists() and hub.is_hub_id(hub_id):
         snapshot = hub.snapshot(hub_id, revision or None)
-        return ModelFolder(snapshot.folder, f"{hub_id}@{snapshot.revision}")
+        return ModelFolder(snapshot.folder, f"{hub_id}@{snapshot.revision}", from_hub=True)
     problem = f"is a folder without {CONFIG}" if folder.is_dir() else "is no folder and no hub id"
     near = difflib.get_close_matches(name.lower().rsplit("/", 1)[-1], KNOWN_MODELS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(KNOWN_MODELS)}"

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from ppo_jax.config import LoraOptions, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.hf_folder import (
+    ADAPTER,
     ADAPTER_CONFIG,
     check_replaceable,
     copy_tokenizer,
@@ -28,10 +29,9 @@ from ppo_jax.hf_folder import (
 from ppo_jax.hf_tensors import LINEAR, NAMES, PLAIN, Slot, layer_slots, matrices
 from ppo_jax.hf_tensors import Path as TreePath
 from ppo_jax.lora import adapted_modules
+from ppo_jax.stored import DTYPES, Stored, read_tensor
 from ppo_jax.types import PyTree
-from ppo_jax.weights import DTYPES, Stored, read_tensor
 
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model"  # PEFT's wrappers around the model, which it leaves in the names
 
 # Fields that say how the file came about, where the adapters sit (the tensors say it themselves) or
@@ -86,11 +86,11 @@ def read_adapters(path: str | Path, config: ModelConfig) -> tuple[LoraOptions, P
     folder = Path(path).expanduser()
     config_file, raw = _read_config(folder)
     rank, alpha = _check_fields(config_file, raw)
-    file = folder / WEIGHTS
+    file = folder / ADAPTER
     if not file.is_file():
         pickled = "; pickled weights (adapter_model.bin) are not read"
         hint = pickled if (folder / "adapter_model.bin").is_file() else ""
-        raise ConfigError(f"{folder}: expected {WEIGHTS}, found none{hint}")
+        raise ConfigError(f"{folder}: expected {ADAPTER}, found none{hint}")
     try:
         with safe_open(file, "numpy") as tensors:
             stored = set(tensors.keys())
@@ -157,7 +157,7 @@ def write_adapters(
     }
     with whole_folder(folder) as new:
         (new / ADAPTER_CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, new / ADAPTER, metadata={"format": "pt"})
         if origin is not None:
             copy_tokenizer(origin, new)
 
@@ -165,7 +165,7 @@ def write_adapters(
 def _read_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not is_adapter_folder(folder):
         raise ConfigError(
-            f"{folder} has no {ADAPTER_CONFIG}: expected a PEFT folder (this and {WEIGHTS})"
+            f"{folder} has no {ADAPTER_CONFIG}: expected a PEFT folder (this and {ADAPTER})"
         )
     return folder / ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG)
 

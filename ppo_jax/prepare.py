@@ -11,7 +11,7 @@ from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.kl_control import INITIAL_KL_ERROR
 from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
-from ppo_jax.lora import adapted_modules, init_adapters
+from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part
@@ -140,8 +140,6 @@ def open_critic(config: Config, source: Source) -> Source | None:
             f"model.critic_path={path}: holds {critic.config.max_positions} positions, fewer than "
             f"data.max_prompt_tokens + rollout.max_new_tokens"
         )
-    if config.model.lora.rank is not None:
-        adapted_modules(critic.config, config.model.lora.targets)  # of another family, perhaps
     return critic
 
 

@@ -86,19 +86,16 @@ def open_run(config: Config, experiment: str) -> RunFolder:
     return folder
 
 
-def write_env(
-    folder: RunFolder, rewards: dict[str, float] | None = None, attention: str | None = None
-) -> None:
-    """Write `env.json`: code version, libraries, devices, command line, start (UTC), the weights of
-    the reward's parts, and the kernel that attention over whole sequences runs on."""
+def write_env(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Write `env.json`: code version, libraries, devices, command line, start (UTC), and `facts`
+    that the caller knows."""
     if not is_writer():
         return
     device = jax.devices()[0]
     env = {
         "started": _now(),
         "argv": sys.argv,
-        "rewards": rewards,
-        "attention": attention,
+        **facts,
         "git": _git(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in LIBRARIES},

@@ -48,6 +48,7 @@ def train(config: Config, experiment: Experiment) -> None:
         config.model.path,
         config.model.shape,
         seed=config.run.seed,
+        base_path=config.model.base_path,
         trust_remote_code=config.model.trust_remote_code,
     )
     critic = open_critic(config, source)
@@ -58,10 +59,8 @@ def train(config: Config, experiment: Experiment) -> None:
     for part in parts:
         check_columns(part, dataset.columns)
     folder = open_run(config, experiment.name)
-    kernel, why = attention.choose(
-        config.model.attention, source.config, config.model.compute_dtype, jax.default_backend()
-    )
-    write_env(folder, {part.name: part.weight for part in parts}, f"{kernel} ({why})")
+    weights = {part.name: part.weight for part in parts}
+    write_env(folder, {"rewards": weights, "attention": _kernels(config, source, critic)})
     _keep_tokenizer(folder, source, config)
     with ExitStack() as stack:
         keep = config.run.keep
@@ -207,7 +206,7 @@ def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
 
 def _as_begun(config: Config, experiment: str) -> Config:
     """A hub id without a revision goes on from the commit that the run in this folder began with,
-    wherever its branch stands by now."""
+    wherever its branch stands by now; so does the base of adapters."""
     stored = run_folder(run_path(config.run, experiment)).config
     if not stored.is_file():
         return config
@@ -216,7 +215,19 @@ def _as_begun(config: Config, experiment: str) -> Config:
         name, old = getattr(config.model, key), getattr(began, key)
         if name is not None and old is not None and old.partition("@")[0] == name:
             names[key] = old
+    if config.model.base_path is None and names.get("path", config.model.path) == began.path:
+        names["base_path"] = began.base_path
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **names))
+
+
+def _kernels(config: Config, source: Source, critic: Source | None) -> dict[str, str]:
+    """Which kernel the attention of whole sequences runs on, and why."""
+    found = {}
+    for name, model in {"policy": source, "critic": critic}.items():
+        if model is not None:
+            options = config.model.attention, model.config, config.model.compute_dtype
+            found[name] = "{} ({})".format(*attention.choose(*options, jax.default_backend()))
+    return found
 
 
 def _use_compile_cache(path: str | None) -> None:
@@ -226,6 +237,14 @@ def _use_compile_cache(path: str | None) -> None:
 
 def _adapters(lora: LoraOptions) -> str:
     return "" if lora.rank is None else f" (adapters of rank {lora.rank})"
+
+
+def _sampler(config: Config) -> str:
+    if config.rollout.weights != "int8":
+        return ""
+    cap = config.hparams.tis_cap
+    corrected = "not corrected (hparams.tis_cap)" if cap is None else f"corrected up to {cap:g}"
+    return f", sampled from 8-bit weights, their gap {corrected}"
 
 
 def _facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainState) -> dict:
@@ -241,7 +260,7 @@ def _facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainStat
         "data": f"{run.dataset.path}: {len(run.dataset.prompts)} prompts of at most {run.width} "
         f"tokens, {run.dataset.dropped} dropped, {run.dataset.truncated} truncated",
         "batch": f"{config.rollout.batch_size} sequences, at most "
-        f"{config.rollout.max_new_tokens} new tokens",
+        f"{config.rollout.max_new_tokens} new tokens{_sampler(config)}",
         "devices": f"{run.setup.mesh.size} x {device.device_kind} ({device.platform})",
         "run folder": str(folder.root),
     }

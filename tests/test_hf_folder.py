@@ -121,7 +121,7 @@ def test_what_the_original_says_beside_the_network_goes_along(tmp_path, origin, 
     assert written["architectures"] != ["Other"] and written["dtype"] == "float32"
     assert not {"torch_dtype", "id2label"} & written.keys()
     generation = keys_of(tmp_path, "generation_config.json")
-    special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+    special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
     assert generation == sampling | special
     assert read_model_config(tmp_path) == config
 
@@ -193,3 +193,16 @@ def test_the_default_shape_is_a_llama(tmp_path):
     write_model_config(tmp_path, ModelConfig(), "float32")
     assert read_model_config(tmp_path) == ModelConfig()
     assert {LOCAL, FULL}.isdisjoint(keys_of(tmp_path).get("layer_types", ()))
+
+
+@pytest.mark.parametrize("pad", [None, 7])
+def test_a_model_without_a_pad_id_is_not_given_one(tmp_path, origin, pad):
+    """It would freeze the embedding of an EOS id in later training; a classifier needs one."""
+    write_keys(origin, hf_config("llama-gqa") | {"eos_token_id": 5, "pad_token_id": pad})
+    config = read_model_config(origin)
+    assert config.pad_token_id == (5 if pad is None else 7)
+    for labels, expected in [(None, pad), (1, config.pad_token_id)]:
+        write_model_config(tmp_path, config, "float32", origin=origin, labels=labels)
+        for name in ("config.json", "generation_config.json"):
+            assert json.loads((tmp_path / name).read_text())["pad_token_id"] == expected
+        assert read_model_config(tmp_path) == config

@@ -6,7 +6,7 @@ import pytest
 
 from family_configs import FAMILIES, FULL, LOCAL, first_case, hf_config
 from ppo_jax.errors import ConfigError
-from ppo_jax.hf_config import read_model_config
+from ppo_jax.hf_config import classifier_labels, read_model_config
 from ppo_jax.hf_keys import activation_key, eps_key, size_keys
 
 CHUNKED = "chunked_attention"
@@ -46,6 +46,7 @@ def test_refused_in_every_family(tmp_path, family):
         ({"eos_token_id": [1, -1]}, ["eos_token_id", "[1, -1]"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "yes"]),
         ({"initializer_range": "wide"}, ["initializer_range", "wide"]),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, ["auto_map", "own.Model"]),
     ]:
         refused(tmp_path, id_, changes, words)
 
@@ -63,6 +64,9 @@ def test_refused_ropes(tmp_path, family):
         (base | {"rope_type": "linear", "factor": None}, ["factor", "null"]),
         (base | {"rope_type": "linear", "factor": 0}, ["factor", "0"]),
         (llama3, ["llama3", "factor"]),
+        (base | {"factor": 4.0}, ["factor = 4.0", '"default"']),  # a type was meant beside it
+        (base | {"mrope_section": [2, 2]}, ["mrope_section", '"default"']),
+        (base | {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}, ["beta_fast", "linear"]),
         (base | {"rope_theta": "big"}, ["rope_theta", '"big"']),
         (base | {"rope_theta": 0.0}, ["rope_theta", "0.0"]),
         (base | {"partial_rotary_factor": 1.5}, ["partial_rotary_factor", "1.5"]),
@@ -132,3 +136,11 @@ SOME = {"layer_types": [FULL, LOCAL]}
 )
 def test_refused_in_one_family(tmp_path, id_, changes, words):
     refused(tmp_path, id_, changes, words)
+
+
+@pytest.mark.parametrize("named", [5, "LlamaForSequenceClassification", {"a": 1}])
+def test_architectures_are_a_list(tmp_path, named):
+    keys = hf_config("llama-gqa") | {"architectures": named}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    with pytest.raises(ConfigError, match="architectures = .*expected a list"):
+        classifier_labels(tmp_path)

@@ -16,7 +16,7 @@ ORDER = """
     errors config types masked ranges arguments config_io validate_model validate
     sharding
     tokenizer data
-    hf_folder hf_keys hf_config hf_export hf_tensors weights smollm2 hub
+    hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
     attention_kernels attention decoder rope layers model lora peft_folder model_folder
     quantize rollout_weights
     rewards sampling microbatch rollout scoring

@@ -204,7 +204,7 @@ def test_a_run_whose_base_is_gone_says_so(home, straight, tmp_path):
     shutil.copytree(straight.root, copy)
     text = (copy / "config.json").read_text().replace(str(home / "model"), str(tmp_path / "gone"))
     (copy / "config.json").write_text(text)
-    with pytest.raises(ConfigError, match="gone"):
+    with pytest.raises(ConfigError, match="run: the model under its adapters: model .*gone"):
         open_source(str(copy))
 
 
@@ -214,6 +214,9 @@ def test_parts_that_are_not_there(home, tmp_path):
         export(ExportArgs(model, str(tmp_path / "out"), part="adapter"))
     with pytest.raises(ConfigError, match="part=critic.*expected a run"):
         export(ExportArgs(model, str(tmp_path / "out"), part="critic"))
+    run = launch(home, "criticless", **{"ppo.advantage": "reinforce", "run.iterations": 1})
+    with pytest.raises(ConfigError, match="ppo.advantage=reinforce trained no critic"):
+        export(ExportArgs(str(run.root), str(tmp_path / "out"), part="critic"))
     assert not (tmp_path / "out").exists()
 
 

@@ -136,7 +136,7 @@ def test_other_processes_write_nothing(folder, monkeypatch):
         log.write(0, {"a": 1.0})
         log.write_samples(0, [{"prompt": ""}])
     write_status(folder, "running", 0)
-    write_env(folder)
+    write_env(folder, {})
     open_run(config_in(folder.root / "runs"), "exp")
     assert list(folder.root.iterdir()) == []
 
@@ -214,7 +214,7 @@ def test_folder_that_cannot_be_used(tmp_path, monkeypatch):
 
 
 def test_env_and_status(folder):
-    write_env(folder)
+    write_env(folder, {})
     env = json.loads(folder.env.read_text(), parse_constant=no_constants)
     assert env["jax"] == jax.__version__ and env["device_count"] == jax.device_count()
     assert env["orbax_checkpoint"] and env["process_count"] == 1 and env["argv"]

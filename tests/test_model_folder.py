@@ -14,7 +14,7 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.lora import init_adapters
 from ppo_jax.main import main
-from ppo_jax.model_folder import resolve_model
+from ppo_jax.model_folder import ModelFolder, resolve_model
 from ppo_jax.peft_folder import write_adapters
 from ppo_jax.run_folder import run_folder
 from ppo_jax.tokenizer import byte_tokenizer
@@ -48,9 +48,9 @@ def asked(monkeypatch, folder) -> list:
 
 def test_known_names_and_folders(folder, monkeypatch):
     monkeypatch.setitem(model_folder.KNOWN_MODELS, smollm2.NAME, lambda: folder)
-    assert resolve_model("smollm2-135m") == (folder, "smollm2-135m")
-    assert resolve_model(str(folder)) == (folder, str(folder))
-    assert resolve_model(folder) == (folder, str(folder))
+    assert resolve_model("smollm2-135m") == ModelFolder(folder, "smollm2-135m")
+    assert resolve_model(str(folder)) == ModelFolder(folder, str(folder))
+    assert resolve_model(folder) == ModelFolder(folder, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_known_names_and_folders(folder, monkeypatch):
     [("org/name", None, NEW), ("org/name@v1", "v1", OLD), (f"org/name@{OLD}", OLD, OLD)],
 )
 def test_hub_ids_are_pinned(asked, folder, name, revision, pinned):
-    assert resolve_model(name) == (folder, f"org/name@{pinned}")
+    assert resolve_model(name) == ModelFolder(folder, f"org/name@{pinned}", from_hub=True)
     assert asked == [("org/name", revision)]
 
 
@@ -119,6 +119,42 @@ def test_adapters_name_their_base(asked, folder, tmp_path):
     gone = adapters_on(tmp_path / "four", "./gone")
     with pytest.raises(ConfigError, match="four: its base_model_name_or_path: model './gone'"):
         open_source(str(gone))
+
+
+def test_the_base_of_adapters_is_pinned_with_the_run(asked, folder, tmp_path):
+    adapters = str(adapters_on(tmp_path / "adapters", "org/name"))  # whatever main is, that is
+    lora = {"model.path": adapters, "model.lora.rank": 2}
+    run = launch(tmp_path, **lora)
+    assert load_config(run.config).model.base_path == f"org/name@{NEW}"
+    for go_on in (
+        lambda: launch(tmp_path, **lora, **{"run.iterations": 2}),
+        lambda: open_source(str(run.root)),
+    ):
+        asked.clear()
+        go_on()
+        assert asked == [("org/name", NEW)]
+    source = open_source(adapters, base_path=str(folder))
+    assert source.adapters.base.folder == folder
+    with pytest.raises(ConfigError, match="model.base_path=x: read for adapters alone"):
+        open_source(str(folder), base_path="x")
+    with pytest.raises(ConfigError, match="adapters: model.base_path: model './gone'"):
+        open_source(adapters, base_path="./gone")
+
+
+def test_adapters_on_each_other_end(asked, folder, tmp_path):
+    one = adapters_on(tmp_path / "one", str(tmp_path / "two"))
+    two = adapters_on(tmp_path / "two", str(tmp_path / "one"))
+    itself = adapters_on(tmp_path / "itself", str(tmp_path / "itself"))
+    for path in (one, two):
+        with pytest.raises(ConfigError, match="adapters too: merge those first"):
+            open_source(str(path))
+    with pytest.raises(ConfigError, match=r"itself has no config\.json|no tokenizer there"):
+        open_source(str(itself))
+
+
+def test_remote_code_needs_a_folder(asked):
+    with pytest.raises(ConfigError, match="no code of org/name is fetched.*path of a folder"):
+        open_source("org/name", trust_remote_code=True)
 
 
 def test_remote_code_is_asked_for_by_flag_alone(tmp_path, capsys, monkeypatch):

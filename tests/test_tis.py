@@ -6,6 +6,8 @@ import pytest
 
 from ppo_jax.config import replace
 from ppo_jax.losses import importance_weights, policy_loss
+from ppo_jax.step import training_rows
+from ppo_jax.types import Rollout, Scored
 from step_builders import BASE, case, leaves, run, traced
 
 
@@ -59,6 +61,28 @@ def test_weighting_the_advantage_weights_the_clipped_loss(dual_clip):
     np.testing.assert_allclose(loss, total / mask.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("cap, factor", [(None, 1.0), (2.0, 2.0), (10.0, 3.0)])
+def test_the_step_weights_its_whitened_advantages(cap, factor):
+    """Where the trainer finds each token three times as likely as the sampler did."""
+    built = case(BASE)
+    rng = np.random.default_rng(7)
+    B, T = 8, 6
+    old, rewards, values = jnp.float32(rng.normal(-2.0, 0.5, size=(3, B, T)))
+    lengths = jnp.asarray(rng.integers(1, T + 1, size=B), jnp.int32)
+    mask = (jnp.arange(T)[None] < lengths[:, None]).astype(jnp.float32)
+    ids = jnp.ones((B, T), jnp.int32)
+    gap = float(np.log(3.0))
+    rollout = Rollout(ids, ids > 0, ids, mask, lengths, lengths < T, old - gap, None, None)
+    scored = Scored(old, values, None, old, None, None)
+    learnt = lambda cap: (
+        training_rows(
+            built.setup, replace(BASE, **{"hparams.tis_cap": cap}).hparams, rewards, scored, rollout
+        ).advantages_BT
+    )
+    assert abs(float((learnt(None) * mask).sum())) < 1e-4 and np.abs(learnt(None)).max() > 0.5
+    np.testing.assert_allclose(learnt(cap), factor * learnt(None), rtol=1e-5)
+
+
 def test_without_a_gap_the_weights_change_nothing():
     hparams = traced(BASE.hparams)
     plain, history, _ = run(case(BASE), 1, hparams)
@@ -86,6 +110,6 @@ def test_eight_bit_sampler_keeps_the_scoring_pass_exact_and_shows_its_gap():
 
 
 @pytest.mark.parametrize("weights", ["compute", "int8"])
-def test_unknown_cap_has_no_metric(weights):
+def test_without_a_cap_there_is_no_metric(weights):
     _, history, _ = run(case(replace(BASE, **{"rollout.weights": weights})), 1)
     assert not [name for name in history[0] if "tis" in name]

@@ -188,3 +188,12 @@ def test_a_head_of_another_width_is_not_saved(tmp_path):
     m, params = family_model("llama-gqa")
     with pytest.raises(ConfigError, match=r"score\.kernel has shape \[16, 1\], expected \[32, 1\]"):
         save_hf(tmp_path / "m", m, params, None, head={"kernel": np.ones((16, 1), np.float32)})
+
+
+@pytest.mark.parametrize("weight_map", [{"a": 1}, {"a": None, "b": "x"}, {"a": ["x"]}, ["x"], {}])
+def test_an_index_that_names_no_files(folder, weight_map):
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ConfigError, match=r"index\.json: expected a weight_map of tensor names to"):
+        load_hf(folder)
