@@ -35,6 +35,8 @@ def cudnn_limit(config: ModelConfig, dtype: str, platform: str) -> str | None:
     generation = int(capability.split(".")[0]) if capability else None
     if generation is not None and generation < 8:
         return f"needs a GPU of compute capability 8.0 (Ampere) or later, not {capability}"
+    if capability and (missing := _missing_cudnn()):
+        return missing
     if dtype not in ("bfloat16", "float16"):
         return f"needs model.compute_dtype=bfloat16, not {dtype}"
     if config.attention_softcap is not None:
@@ -61,6 +63,19 @@ def splash_limit(config: ModelConfig, dtype: str, platform: str) -> str | None:
 def _capability() -> str:
     """`9.0` of the NVIDIA GPU here, `gfx…` of an AMD one, empty where there is no GPU to ask."""
     return str(getattr(jax.local_devices()[0], "compute_capability", ""))
+
+
+def _missing_cudnn() -> str | None:
+    """Why the cuDNN of this machine does not serve, as jax itself would find while tracing."""
+    try:
+        from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version
+
+        check_cudnn_version()
+    except (ImportError, AttributeError):  # private names: another jax finds it while tracing
+        return None
+    except RuntimeError as error:
+        return f"needs cuDNN: {error}"
+    return None
 
 
 def per_device(mesh: Mesh | None, kernel: Callable[..., Array], *arrays: Array) -> Array:

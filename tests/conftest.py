@@ -1,5 +1,6 @@
 """Settings of every test: four fake CPU devices, no network, arrays of different rank never mix."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -28,6 +29,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiled programs outlive the run, so that the next one starts at once.
 CACHE = Path.home() / ".cache" / "ppo_jax" / "xla-tests"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs hold tens of memory mappings each, and a process may have 65,530: without
+    this the suite ends in a segmentation fault. What a module needs again is on the disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from attention_oracle import Inputs, at_real, expected, make_config, make_inputs, run
 from ppo_jax import attention, attention_kernels
@@ -65,7 +66,11 @@ def test_padding_gets_no_gradient_and_gives_none(config):
 
 @pytest.fixture
 def capability(monkeypatch):
-    return lambda text: monkeypatch.setattr(attention_kernels, "_capability", lambda: text)
+    def be(text: str) -> None:
+        monkeypatch.setattr(attention_kernels, "_capability", lambda: text)
+        monkeypatch.setattr(attention_kernels, "_missing_cudnn", lambda: None)
+
+    return be
 
 
 @pytest.mark.parametrize(
@@ -158,6 +163,20 @@ def test_without_splash_in_jax_a_tpu_runs_xla(monkeypatch):
     assert "not in this version of jax" in reason
     with pytest.raises(ConfigError, match="model.attention=splash is not in this version of jax"):
         attention.choose("splash", make_config(), "bfloat16", "tpu")
+
+
+def test_a_gpu_without_cudnn_runs_xla(monkeypatch):
+    def undetected():
+        raise RuntimeError("cuDNN is not detected.")
+
+    monkeypatch.setattr(attention_kernels, "_capability", lambda: "9.0")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", undetected)
+    chosen, reason = attention.choose("auto", make_config(), "bfloat16", "gpu")
+    assert chosen == "xla" and "cuDNN is not detected" in reason
+    with pytest.raises(ConfigError, match="model.attention=cudnn needs cuDNN.*attention=xla"):
+        attention.choose("cudnn", make_config(), "bfloat16", "gpu")
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 92000)
+    assert attention.choose("auto", make_config(), "bfloat16", "gpu")[0] == "cudnn"
 
 
 def test_the_device_here_is_asked_for_its_capability():
