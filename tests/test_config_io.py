@@ -57,7 +57,9 @@ def test_round_trip_of_random_configs(tmp_path):
             "rollout.stop_token_ids": tuple(rng.randrange(99) for _ in range(rng.randrange(4))),
             "rollout.top_k": rng.choice([None, 7]),
             "model.path": rng.choice([None, "ünïcode \n path"]),
-            "model.shape": ModelConfig(rope_scaling=rng.choice([None, RopeScaling(rng.random())])),
+            "model.shape": ModelConfig(
+                rope_scaling=rng.choice([None, RopeScaling(factor=rng.random())])
+            ),
             "run.progress": rng.random() < 0.5,
             "ppo.advantage": rng.choice(["gae", "rloo"]),
         }
