@@ -7,7 +7,7 @@ VADER's word ratings, computed on the device; the KL to the start is held at 3 n
 the adaptive coefficient. Hardware: two CPU cores and 10 GB of memory, about 12 minutes.
 
 Expected: VADER's own compound score of the continuations, which knows negation and emphasis and is
-not the reward, rises by 0.33 to 0.38 between the first and the last five iterations (3 seeds); KL
+not the reward, rises by 0.30 to 0.36 between the first and the last five iterations (3 seeds); KL
 near 3. Figures and commands: experiments/README.md.
 """
 
