@@ -29,7 +29,10 @@ def reference_trunk(frozen: PyTree, moving: PyTree | None) -> PyTree:
 
 
 def move_reference(config: Config, hparams: HParams, state: TrainState, policy: PyTree):
-    """The next moving reference, of the trained weights alone; None where it is fixed."""
+    """The next moving reference, of the trained weights alone; None where it is fixed.
+
+    Of adapters each factor is averaged, which is not the average of their products.
+    """
     if config.reward.reference == "fixed":
         return None
     if config.reward.reference == "ema":
