@@ -112,6 +112,11 @@ def attend_one(
     return _xla(config, q_B1HK, cache_k_BSGK, cache_v_BSGK, visible_BS[:, None, None, :])
 
 
+def softcap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap): values kept within (-cap, cap). None: as they are."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def _xla(config: ModelConfig, q_BQHK, k_BSGK, v_BSGK, visible_B1QS) -> Array:
     scale, cap = config.attention_scale, config.attention_softcap
     if cap is None:
@@ -125,7 +130,7 @@ def _xla(config: ModelConfig, q_BQHK, k_BSGK, v_BSGK, visible_B1QS) -> Array:
         "bqgrk,bsgk->bgrqs", q_BQGRK, k_BSGK, preferred_element_type=jnp.float32
     )
     scores_BGRQS = scores_BGRQS * (K**-0.5 if scale is None else scale)
-    scores_BGRQS = cap * jnp.tanh(scores_BGRQS / cap)
+    scores_BGRQS = softcap(scores_BGRQS, cap)
     # Finite, so that a row that sees nothing (padding) has no NaN in its gradient.
     scores_BGRQS = jnp.where(visible_B1QS[:, :, None], scores_BGRQS, -0.7 * jnp.finfo("f4").max)
     weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)

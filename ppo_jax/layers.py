@@ -117,8 +117,3 @@ def _mlp(config: ModelConfig, dense, h_BSD) -> Array:
     else:
         h_BSF = activate(up_BSF)
     return dense(config.embed_dim, "down", config.mlp_bias)(h_BSF)
-
-
-def softcap(x: Array, cap: float | None) -> Array:
-    """cap * tanh(x / cap): values kept within (-cap, cap)."""
-    return x if cap is None else cap * jnp.tanh(x / cap)

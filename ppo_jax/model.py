@@ -15,7 +15,7 @@ from jax import lax
 from ppo_jax import attention
 from ppo_jax.config import ModelConfig, ModelOptions
 from ppo_jax.decoder import Decoder
-from ppo_jax.layers import Block, Norm, softcap
+from ppo_jax.layers import Block, Norm
 from ppo_jax.rope import pick, positions_from_mask, rotations
 from ppo_jax.types import Array, PyTree
 
@@ -42,7 +42,7 @@ def unembed(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
         kernel_DV = params["embed"]["embedding"].astype(hidden.dtype)
         product = "...d,vd->...v"
     logits = jnp.einsum(product, hidden, kernel_DV, preferred_element_type=jnp.float32)
-    return softcap(logits, decoder.config.logit_softcap)
+    return attention.softcap(logits, decoder.config.logit_softcap)
 
 
 def final_norm(decoder: Decoder, params: PyTree, x: Array) -> Array:

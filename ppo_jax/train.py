@@ -14,8 +14,7 @@ from ppo_jax.config_io import load_config
 from ppo_jax.errors import NumericalError
 from ppo_jax.evaluate import make_evaluation, pad_rows, response_texts
 from ppo_jax.experiment import Experiment
-from ppo_jax.hf_export import write_model_config
-from ppo_jax.hf_folder import copy_tokenizer, whole_folder
+from ppo_jax.hf_folder import whole_folder
 from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
 from ppo_jax.prepare import Run, open_critic, prepare
@@ -34,6 +33,7 @@ from ppo_jax.run_folder import (
 )
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.validate import check_devices, check_model
+from ppo_jax.weights import save_beside
 
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
 
@@ -199,9 +199,7 @@ def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
     if folder.tokenizer.is_dir():
         return
     with whole_folder(folder.tokenizer) as new:
-        if source.files is None or not copy_tokenizer(source.files, new):
-            source.tokenizer.save_pretrained(new)
-        write_model_config(new, source.config, "float32", origin=source.files)
+        save_beside(new, source.config, source.tokenizer, "float32", origin=source.files)
 
 
 def _as_begun(config: Config, experiment: str) -> Config:

@@ -112,9 +112,22 @@ def save_hf(
     leaves = _checked_leaves(params, slots)
     with whole_folder(folder) as new:
         _write_tensors(new, slots, leaves, dtype, max_shard_bytes)
-        write_model_config(new, model_config, dtype, labels=labels, origin=origin)
-        if not (origin is not None and copy_tokenizer(origin, new)) and tokenizer is not None:
-            tokenizer.save_pretrained(new)
+        save_beside(new, model_config, tokenizer, dtype, labels=labels, origin=origin)
+
+
+def save_beside(
+    folder: Path,
+    model_config: ModelConfig,
+    tokenizer: Any,
+    dtype: str,
+    *,
+    labels: int | None = None,
+    origin: Path | None = None,
+) -> None:
+    """Write what lies beside weights: configs, and `origin`'s tokenizer files or `tokenizer`."""
+    write_model_config(folder, model_config, dtype, labels=labels, origin=origin)
+    if not (origin is not None and copy_tokenizer(origin, folder)) and tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 def _write_tensors(folder, slots, leaves, dtype: str, max_shard_bytes: int | float) -> None:
