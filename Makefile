@@ -10,6 +10,7 @@ EXP ?= sentiment
 SEED ?=
 RUN_DIR ?=
 ARGS ?=
+WORKLOAD ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -17,7 +18,7 @@ FLAGS := $(if $(SEED),--run.seed $(SEED)) $(if $(RUN_DIR),--run.dir $(RUN_DIR)) 
 # Stamps say which set of packages an environment holds; a newer pyproject.toml renews them.
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup train smoke test test-oracle lint fmt export clean
+.PHONY: help setup train smoke plan bench bench-peers test test-oracle lint fmt export clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
@@ -26,7 +27,8 @@ help: ## this list
 	  'EXP=sentiment   experiment: a name in experiments/, or the path of a .py file' \
 	  'SEED=0          seed of the run' \
 	  'RUN_DIR=runs    root of the run folders' \
-	  'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \
+	  'WORKLOAD=w1     what bench times: names in experiments/bench/, or .py files' \
+  'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \
 	  'PYTHON=python3  interpreter, 3.11 or newer; another one gets its own environment' \
 	  'VENV=$(VENV)      virtual environment'
 
@@ -39,6 +41,15 @@ train: $(STAMP)-setup ## train EXP (sentiment)
 smoke: EXP = tiny
 smoke: $(STAMP)-setup ## the same on a tiny random model, under 90 s on 2 cores
 	$(PY) -m ppo_jax train $(EXP) $(FLAGS)
+
+plan: $(STAMP)-setup ## what EXP will take: time, memory, fit (ARGS="--device h200")
+	$(PY) -m ppo_jax plan $(EXP) $(ARGS)
+
+bench: $(STAMP)-setup ## seconds and floors of WORKLOAD (all that are meant for this device)
+	$(PY) -m ppo_jax bench $(WORKLOAD) $(ARGS)
+
+bench-peers: $(STAMP)-setup .venv-trl/.stamp .venv-tunix/.stamp ## WORKLOAD (W1) beside TRL and Tunix
+	$(PY) experiments/bench/peers/run.py --workload $(or $(WORKLOAD),W1) $(ARGS)
 
 export: $(STAMP)-setup ## MODEL (run folder) as a Hugging Face folder OUT
 	$(if $(and $(MODEL),$(OUT)),,$(error export: name both, as in `make export MODEL=runs/sentiment/base/seed0 OUT=exported`))
@@ -62,6 +73,14 @@ fmt: $(STAMP)-lint ## let ruff fix and format
 clean: ## remove environments and caches; run folders stay
 	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find ppo_jax experiments tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The peers live apart: what they ask for is not what we do.
+.venv-trl/.stamp: PEER = torch==2.13.0 trl==1.12.0 transformers datasets accelerate
+.venv-tunix/.stamp: PEER = google-tunix==0.1.7
+.venv-trl/.stamp .venv-tunix/.stamp: $(STAMP)-python
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)
+	@touch $@
 
 $(STAMP)-python:
 	@command -v $(PYTHON) >/dev/null || \

@@ -42,6 +42,39 @@ class ExportArgs:
     trust_remote_code: bool = False  # run a tokenizer's own Python from the model's folder
 
 
+@dataclass(frozen=True)
+class PlanArgs:
+    """What an experiment is planned for: floors of its time, memory, and whether it fits."""
+
+    device: str = "cpu"  # h200, h100, a100, v4, v5e, v5p, v6e; cpu: this one, measured
+    devices: int = 1  # that share the batch
+    mean_response: float | None = None  # tokens, geometric; None: all of rollout.max_new_tokens
+    out: str | None = None  # .json to write
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """How often a workload is run, and where its result goes."""
+
+    iterations: int = 5  # timed; one more is profiled
+    warmup: int = 2  # iterations before them, the first with the compilation
+    out: str = "experiments/bench/results"  # folder of the results
+    compare: str | None = None  # an earlier result, .json
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """(words of the command's own arguments, words of the experiment's Config): only the latter's
+    flags have dots."""
+    own: list[str] = []
+    rest: list[str] = []
+    target = rest
+    for word in words:
+        if word.startswith("--"):
+            target = rest if "." in word.split("=")[0] or word == "--help" else own
+        target.append(word)
+    return own, rest
+
+
 RANGES = {
     "max_new_tokens": "[1, inf)",
     "temperature": "[0, inf)",
@@ -49,4 +82,8 @@ RANGES = {
     "top_p": "(0, 1]",
     "seed": "[0, 4294967295]",
     "batch_size": "[1, inf)",
+    "iterations": "[1, inf)",
+    "warmup": "[1, inf)",
+    "devices": "[1, inf)",
+    "mean_response": "[1, inf)",
 }

@@ -14,11 +14,14 @@ from jax.sharding import Mesh
 from ppo_jax import attention_kernels as kernels
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError
+from ppo_jax.kv_cache import Cache
 from ppo_jax.types import Array
 
 FUSED = {"cudnn": kernels.cudnn, "splash": kernels.splash}
 LIMITS = {"cudnn": kernels.cudnn_limit, "splash": kernels.splash_limit}
 OWN = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # the kernel made for a platform
+# Finite, so that a row that sees nothing (padding) has no NaN, nor in its gradient.
+UNSEEN = -0.7 * float(jnp.finfo("float32").max)
 
 
 def choose(asked: str, config: ModelConfig, dtype: str, platform: str) -> tuple[str, str]:
@@ -100,16 +103,43 @@ def _visible(seen: View, local: bool | Array) -> Array:
 
 
 def attend_one(
-    config: ModelConfig, q_B1HK, cache_k_BSGK, cache_v_BSGK, visible_BS, cursor, local: bool
+    config: ModelConfig, q_B1HK, cache: Cache, visible_BS, column_B, reach, local: bool
 ) -> Array:
-    """Attention [B, 1, H, K] of the token at column `cursor` to the visible columns of a cache.
+    """Attention [B, 1, H, K] of the token at `column_B` to the visible columns of a layer's cache.
 
-    The real tokens of a row stand side by side, so columns tell their distance.
+    `reach`: how many of the cache's blocks are read beyond the first. The real tokens of a row
+    stand side by side, so columns tell their distance.
     """
     if local:
         columns_1S = jnp.arange(visible_BS.shape[1])[None]
-        visible_BS = visible_BS & (cursor - columns_1S < config.window)
-    return _xla(config, q_B1HK, cache_k_BSGK, cache_v_BSGK, visible_BS[:, None, None, :])
+        visible_BS = visible_BS & (column_B[:, None] - columns_1S < config.window)
+    B, _, H, K = q_B1HK.shape
+    q_BGRK = q_B1HK.reshape(B, config.num_kv_heads, -1, K)
+    branches = [functools.partial(_over, config, n + 1) for n in range(len(cache))]
+    if len(branches) == 1:
+        out_BGRK = branches[0](q_BGRK, cache, visible_BS)
+    else:
+        out_BGRK = lax.switch(reach, branches, q_BGRK, cache, visible_BS)
+    return out_BGRK.reshape(B, 1, H, K)
+
+
+def _over(config: ModelConfig, count: int, q_BGRK, cache: Cache, visible_BS) -> Array:
+    """One query a row over the leading `count` blocks."""
+    K, dtype = q_BGRK.shape[-1], q_BGRK.dtype
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = [product("bgrk,bgsk->bgrs", q_BGRK, k_BGSK) for k_BGSK, _ in cache[:count]]
+    scores_BGRS = jnp.concatenate(scores, axis=-1) if count > 1 else scores[0]
+    scale, S = config.attention_scale, scores_BGRS.shape[-1]
+    scores_BGRS = scores_BGRS * (K**-0.5 if scale is None else scale)
+    scores_BGRS = softcap(scores_BGRS, config.attention_softcap)
+    scores_BGRS = jnp.where(visible_BS[:, None, None, :S], scores_BGRS, UNSEEN)
+    weights_BGRS = jax.nn.softmax(scores_BGRS, axis=-1).astype(dtype)
+    out_BGRK, start = 0.0, 0
+    for _, v_BGSK in cache[:count]:
+        end = start + v_BGSK.shape[2]
+        out_BGRK += product("bgrs,bgsk->bgrk", weights_BGRS[..., start:end], v_BGSK)
+        start = end
+    return out_BGRK.astype(dtype)
 
 
 def softcap(x: Array, cap: float | None) -> Array:
@@ -131,7 +161,6 @@ def _xla(config: ModelConfig, q_BQHK, k_BSGK, v_BSGK, visible_B1QS) -> Array:
     )
     scores_BGRQS = scores_BGRQS * (K**-0.5 if scale is None else scale)
     scores_BGRQS = softcap(scores_BGRQS, cap)
-    # Finite, so that a row that sees nothing (padding) has no NaN in its gradient.
-    scores_BGRQS = jnp.where(visible_B1QS[:, :, None], scores_BGRQS, -0.7 * jnp.finfo("f4").max)
+    scores_BGRQS = jnp.where(visible_B1QS[:, :, None], scores_BGRQS, UNSEEN)
     weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)
     return jnp.einsum("bgrqs,bsgk->bqgrk", weights_BGRQS, v_BSGK).reshape(B, Q, H, K)

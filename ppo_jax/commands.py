@@ -19,7 +19,7 @@ from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open
 from ppo_jax.peft_folder import write_adapters
 from ppo_jax.rollout import sharded_sample
 from ppo_jax.rollout_weights import rollout_copy
-from ppo_jax.scoring import Scorer, forward
+from ppo_jax.scoring import Scorer, forward, read
 from ppo_jax.sharding import batch_devices, make_mesh, put_batch, put_replicated
 from ppo_jax.tokenizer import decode
 from ppo_jax.types import Prompts, Rollout
@@ -81,8 +81,7 @@ def score(args: ScoreArgs) -> None:
     mesh = make_mesh(ParallelOptions())
     decoder = make_decoder(source.config, ModelOptions(), mesh)
     params = put_replicated(mesh, load_trunk(source))
-    rows_a_device = max(1, args.batch_size // batch_devices(mesh))
-    chunk = max(1, ModelOptions().logit_chunk // rows_a_device)
+    chunk = ModelOptions().logit_chunk * batch_devices(mesh)
     program = jax.jit(functools.partial(_logprobs, Scorer(decoder, decoder, (), 0, chunk)))
 
     def lines() -> Iterator[dict]:
@@ -153,7 +152,7 @@ def _base_for_peft(base: Source) -> tuple[str | None, str | None]:
 
 
 def _logprobs(scorer: Scorer, params, rollout: Rollout):
-    return forward(scorer, params, rollout, jnp.float32(1.0)).logprobs_BT
+    return forward(scorer, params, read(rollout), jnp.float32(1.0)).logprobs_BT
 
 
 def _read_prompts(path: str, source) -> data.Dataset:
@@ -226,6 +225,7 @@ def _given(prompts: Prompts, responses: Sequence[list[int]], width: int) -> Roll
         logprobs_BT=np.zeros_like(mask_BT),
         values_BT=None,
         kept_ids_BTK=None,
+        slot_steps_B=np.zeros(len(responses), np.float32),
     )
 
 

@@ -119,6 +119,9 @@ class RolloutOptions:
     batch_size: int = 32  # sequences an iteration, over all devices
     samples_per_prompt: int = 1
     max_new_tokens: int = 24
+    slots: int | None = None  # sequences decoded at once, over all devices; None: the batch
+    compactions: int = 1  # times the decode loop goes on with half its slots as sequences end
+    cache_widths: int = 2  # widths the cache is read at, growing with the responses; 1: whole
     min_new_tokens: int = 0  # stop ids are not sampled before this many tokens
     stop_token_ids: tuple[int, ...] = ()  # beside the model's own EOS ids
     top_k: int | None = None  # at most 256
@@ -146,7 +149,8 @@ class PPOOptions:
     epochs: int = 4  # passes of the policy over a rollout
     value_epochs: int | None = None  # passes of the critic; None: as many as the policy's
     minibatches: int = 1  # optimiser steps an epoch
-    microbatches: int = 1  # gradient accumulation steps a minibatch
+    microbatches: int = 1  # gradient accumulation steps a minibatch; by tokens: at most
+    token_sizes: int | None = 5  # static sizes a part's tokens may take; None: padded rows
     whiten_advantages: bool = True
     bootstrap_truncated: bool = False  # V(s_T) after a sequence cut by the length limit
     aggregate: Literal["token-mean", "seq-mean", "seq-sum-norm"] = "token-mean"

@@ -48,10 +48,12 @@ def shared_console() -> Console:
     return Console(width=width, quiet=not is_writer(), highlight=False)
 
 
-def show_header(facts: Mapping[str, Any], *, console: Console | None = None) -> None:
+def show_header(
+    facts: Mapping[str, Any], *, title: str = "ppo_jax", console: Console | None = None
+) -> None:
     """A table of what is about to run: experiment, model, devices, batch, run folder, ..."""
     console = console or shared_console()
-    table = Table(show_header=False, title="ppo_jax", title_justify="left")
+    table = Table(show_header=False, title=_text(title, console), title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():

@@ -15,6 +15,9 @@ from ppo_jax.data import REPOSITORY
 from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.base import parse_rewards
 
+# Where bare names are looked up: of experiments, and of what `ppo-jax bench` times.
+EXPERIMENTS, WORKLOADS = "experiments", "experiments/bench"
+
 
 class Experiment(NamedTuple):
     name: str  # of the run folder: the file's name without .py
@@ -22,15 +25,16 @@ class Experiment(NamedTuple):
     reward: Any  # as the file gives it; `rewards.base.parse_rewards` reads it
     path: Path
     doc: str  # docstring of the file: command, hardware, time, expected result
+    workload: Any = None  # WORKLOAD of the file, where it has one; read by `workload`
 
 
-def load_experiment(name_or_path: str | Path) -> Experiment:
-    """Run an experiment file, given by its path or by its bare name in `experiments/`.
+def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Experiment:
+    """Run an experiment file, given by its path or by its bare name in `folder`.
 
     Raises ConfigError if there is no such file (with the nearest name), if it raises (with the
     line), or if BASE or REWARD is missing or not what it should be.
     """
-    path = find_experiment(name_or_path)
+    path = find_experiment(name_or_path, folder)
     module = _run_file(path)
     base = _required(module, path, "BASE", "a ppo_jax.config.Config")
     if not isinstance(base, Config):
@@ -42,10 +46,11 @@ def load_experiment(name_or_path: str | Path) -> Experiment:
         parse_rewards(reward)
     except ConfigError as error:
         raise ConfigError(f"{path}: REWARD: {error}") from None
-    return Experiment(path.stem, base, reward, path, (module.__doc__ or "").strip())
+    doc, workload = (module.__doc__ or "").strip(), getattr(module, "WORKLOAD", None)
+    return Experiment(path.stem, base, reward, path, doc, workload)
 
 
-def find_experiment(name_or_path: str | Path) -> Path:
+def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path:
     """The experiment file of that path or bare name; ConfigError with the nearest if none."""
     given = Path(name_or_path).expanduser()
     if given.suffix == ".py":
@@ -55,19 +60,19 @@ def find_experiment(name_or_path: str | Path) -> Path:
         near = difflib.get_close_matches(given.name, known, n=1, cutoff=0.0)
         hint = f"nearest: {known[near[0]]}" if near else f"no .py file in {given.parent}"
         raise ConfigError(f"experiment: no file {given}; {hint}")
-    known = list_experiments()
+    known = list_experiments(folder)
     path = known.get(str(given))
     if path is None:
         near = difflib.get_close_matches(str(given), known, n=3, cutoff=0.0)
-        hint = f"nearest: {', '.join(near)}" if near else "there is no experiments/ folder here"
-        raise ConfigError(f"experiment: no experiments/{given}.py; {hint}")
+        hint = f"nearest: {', '.join(near)}" if near else f"there is no {folder}/ folder here"
+        raise ConfigError(f"experiment: no {folder}/{given}.py; {hint}")
     return path
 
 
-def list_experiments() -> dict[str, Path]:
-    """Bare names and files in `experiments/` of the working directory, then of the repository."""
+def list_experiments(folder: str = EXPERIMENTS) -> dict[str, Path]:
+    """Bare names and files in `folder` of the working directory, then of the repository."""
     found: dict[str, Path] = {}
-    for root in (Path.cwd() / "experiments", REPOSITORY / "experiments"):
+    for root in (Path.cwd() / folder, REPOSITORY / folder):
         for path in _files(root):
             found.setdefault(path.stem, path)
     return found

@@ -23,6 +23,8 @@ commands:
   generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
   score --model DIR --data F --out F             log-probabilities of given responses
   export --model DIR --out DIR                   write a Hugging Face or PEFT folder
+  plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
+  bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
 
 `ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
 experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical
@@ -38,6 +40,19 @@ EXPERIMENT is the path of a .py file that defines BASE and REWARD, or a name in 
 Every field of its BASE is a flag, for example
   ppo-jax train tiny --hparams.kl_coef 0.1 --hparams.kl_target None --run.progress False
 `ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment.
+"""
+
+
+BENCH_USAGE = """\
+usage: ppo-jax bench [WORKLOAD ...] [--iterations 5] [--warmup 2] [--out DIR] [--compare FILE]
+                     [--section.key VALUE ...]
+
+WORKLOAD is the path of an experiment file, or a name in experiments/bench/ (none: all that are
+meant for this device):
+{workloads}
+
+Writes DIR/<workload>-<device>-<time>.json (experiments/bench/results); --compare shows an earlier
+one beside it. Every field of a workload's BASE is a flag: `ppo-jax bench WORKLOAD --help`.
 """
 
 
@@ -59,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     commands = {"train": _train, "generate": _generate, "score": _score, "export": _export}
+    commands |= {"plan": _plan, "bench": _bench}
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -77,38 +93,88 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> None:
-    from ppo_jax.experiment import list_experiments, load_experiment, summary
-
     if words and words[0] in ("-h", "--help"):
-        lines = (f"  {name:<16} {summary(path)}" for name, path in list_experiments().items())
-        print(TRAIN_USAGE.format(experiments="\n".join(lines) or "  (none found)"), end="")
+        print(TRAIN_USAGE.format(experiments=_listed()), end="")
         return
-    if not words or words[0].startswith("-"):
-        names = ", ".join(list_experiments()) or "none found"
-        got = f", not {words[0]}" if words else ""
-        raise ConfigError(
-            f"train: the experiment comes first{got}: ppo-jax train EXPERIMENT "
-            f"[--section.key VALUE ...] (experiments: {names})"
-        )
-    experiment = load_experiment(words[0])
+    experiment = _first_experiment("train", words)
     if experiment.base.model.trust_remote_code:
         raise ConfigError(
             f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own code is "
             "asked for on the command line alone: --model.trust_remote_code True"
         )
-    config = _parse(
-        type(experiment.base),
-        f"train {words[0]}",
-        words[1:],
-        default=experiment.base,
-        description=experiment.doc,
-    )
+    config = _parse_config(f"train {words[0]}", words[1:], experiment)
     from ppo_jax.validate import check_config
 
     check_config(config)
     from ppo_jax.train import train
 
     train(config, experiment)
+
+
+def _plan(words: list[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        _parse(arguments.PlanArgs, "plan EXPERIMENT", ["--help"])
+    experiment = _first_experiment("plan", words)
+    own, rest = arguments.split_words(words[1:])
+    args = _parse(arguments.PlanArgs, f"plan {words[0]}", own)
+    _check(args)
+    config = _parse_config(f"plan {words[0]}", rest, experiment)
+    from ppo_jax.workload import check_workload
+
+    check_workload(config, experiment)
+    from ppo_jax.plan import run_plan
+
+    run_plan(experiment, config, args)
+
+
+def _bench(words: list[str]) -> None:
+    from ppo_jax.experiment import WORKLOADS, load_experiment
+
+    if words and words[0] in ("-h", "--help"):
+        print(BENCH_USAGE.format(workloads=_listed(WORKLOADS)), end="")
+        return
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    names, flags = words[:count], words[count:]
+    own, rest = arguments.split_words(flags)
+    args = _parse(arguments.BenchArgs, "bench", own)
+    _check(args)
+    from ppo_jax.workload import check_workload
+
+    if not names:
+        from ppo_jax.bench import workloads_here
+
+        names = workloads_here()
+    asked = []
+    for name in names:
+        experiment = load_experiment(name, WORKLOADS)
+        config = _parse_config(f"bench {name}", rest, experiment)
+        check_workload(config, experiment)
+        asked.append((experiment, config))
+    from ppo_jax.bench import bench
+
+    bench(asked, args, flags)
+
+
+def _first_experiment(command: str, words: list[str]):
+    """The experiment that the command's first word names."""
+    from ppo_jax.experiment import list_experiments, load_experiment
+
+    if not words or words[0].startswith("-"):
+        names = ", ".join(list_experiments()) or "none found"
+        got = f", not {words[0]}" if words else ""
+        raise ConfigError(
+            f"{command}: the experiment comes first{got}: ppo-jax {command} EXPERIMENT "
+            f"[--section.key VALUE ...] (experiments: {names})"
+        )
+    return load_experiment(words[0])
+
+
+def _listed(folder: str = "experiments") -> str:
+    """A line an experiment in `folder`: its name, and what it is."""
+    from ppo_jax.experiment import list_experiments, summary
+
+    lines = (f"  {name:<16} {summary(path)}" for name, path in list_experiments(folder).items())
+    return "\n".join(lines) or "  (none found)"
 
 
 def _generate(words: list[str]) -> None:
@@ -149,7 +215,14 @@ def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Pars
     )
 
 
-def _check(args: arguments.GenerateArgs | arguments.ScoreArgs) -> None:
+def _parse_config(command: str, words: list[str], experiment):
+    """The experiment's BASE with the flags' values in it."""
+    base = experiment.base
+    return _parse(type(base), command, words, default=base, description=experiment.doc)
+
+
+def _check(args) -> None:
+    """ConfigError on an argument outside its range."""
     from ppo_jax.ranges import check_ranges
 
     check_ranges(

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ppo_jax import attention
+from ppo_jax import attention, kv_cache
 from ppo_jax.config import ModelConfig, ModelOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.layers import Block, Norm
 from ppo_jax.rope import pick, positions_from_mask, rotations
+from ppo_jax.stream import Layout, Stream
+from ppo_jax.stream_attention import over_stream
 from ppo_jax.types import Array, PyTree
 
 SCAN_FROM_LAYERS = 12  # below, unrolled layers compile fast enough and run faster
@@ -55,18 +57,29 @@ def trunk(decoder: Decoder, params: PyTree, ids_BS: Array, mask_BS: Array) -> Ar
     `mask_BS` is 1 on real tokens, which stand side by side, anywhere in the row (XLA's attention
     alone bears gaps).
     """
-    config, mask_BS = decoder.config, mask_BS > 0
+    mask_BS = mask_BS > 0
     positions_BS = positions_from_mask(mask_BS)
-    seen = attention.view(config, mask_BS, positions_BS)
+    config, seen = decoder.config, attention.view(decoder.config, mask_BS, positions_BS)
+    attend = lambda local, q, k, v: attention.attend(
+        config, decoder.attention, seen, q, k, v, local, decoder.mesh
+    )
+    return _run(decoder, params, ids_BS, positions_BS, attend)
+
+
+def stream_trunk(decoder: Decoder, params: PyTree, stream: Stream, layout: Layout) -> Array:
+    """Normed hidden states [Z, N, D] of token streams; meaningless where no token stands."""
+    attend = over_stream(decoder, stream, layout)
+    return _run(decoder, params, stream.ids_ZN, stream.positions_ZN, attend)
+
+
+def _run(decoder: Decoder, params: PyTree, ids_BS, positions_BS, attend) -> Array:
+    """The trunk, with `attend(local, q, k, v)` for the attention of all tokens at once."""
+    config = decoder.config
     angles = rotations(config, positions_BS)
 
     def layer(local, layer_params, x_BSD):
-        attend = lambda q, k, v: (
-            attention.attend(config, decoder.attention, seen, q, k, v, local, decoder.mesh),
-            None,
-        )
-        block = Block(decoder)
-        return block.apply({"params": layer_params}, x_BSD, pick(angles, local), attend)[0]
+        run = lambda q, k, v: (attend(local, q, k, v), None)
+        return Block(decoder).apply({"params": layer_params}, x_BSD, pick(angles, local), run)[0]
 
     x_BSD = embed(decoder, params, ids_BS, positions_BS)
     layers, kinds = params["layers"], config.is_local
@@ -94,46 +107,43 @@ def _with_remat(layer, remat: str, *, scanned: bool):
     return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)
 
 
-def prefill(decoder: Decoder, params: PyTree, ids_BP: Array, mask_BP: Array, width: int):
-    """Hidden state [B, D] after the prompt, and per-layer caches (k, v) [B, width, G, K].
+def prefill(decoder: Decoder, params: PyTree, ids_BP: Array, mask_BP: Array):
+    """Hidden state [B, D] after the prompt, and each layer's (k, v) [B, G, P, K].
 
-    Prompts are left-padded: the last column is every row's last token, and all rows share one
-    write position in the caches.
+    Prompts are left-padded: the last column is every row's last token.
     """
     config, mask_BP = decoder.config, mask_BP > 0
     positions_BP = positions_from_mask(mask_BP)
     seen = attention.view(config, mask_BP, positions_BP)
     angles = rotations(config, positions_BP)
-    room = ((0, 0), (0, width - ids_BP.shape[1]), (0, 0), (0, 0))
 
     def attend(local, q, k, v):
         out = attention.attend(config, decoder.attention, seen, q, k, v, local)
-        return out, (jnp.pad(k, room), jnp.pad(v, room))
+        return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-    x_BPD, caches = embed(decoder, params, ids_BP, positions_BP), []
+    x_BPD, written = embed(decoder, params, ids_BP, positions_BP), []
     for local, layer_params in zip(config.is_local, params["layers"], strict=True):
-        x_BPD, cache = Block(decoder).apply(
+        x_BPD, keys_and_values = Block(decoder).apply(
             {"params": layer_params}, x_BPD, pick(angles, local), functools.partial(attend, local)
         )
-        caches.append(cache)
-    return final_norm(decoder, params, x_BPD[:, -1]), caches
+        written.append(keys_and_values)
+    return final_norm(decoder, params, x_BPD[:, -1]), written
 
 
-def decode_step(decoder: Decoder, params: PyTree, ids_B, positions_B, visible_BS, caches, cursor):
-    """Hidden state [B, D] after one more token, written at column `cursor` of the caches.
+def decode_step(
+    decoder: Decoder, params: PyTree, ids_B, positions_B, visible_BS, caches, column_B, reach
+):
+    """Hidden state [B, D] after one more token, written at `column_B` of the layers' caches.
 
-    `visible_BS` is True on the row's real tokens up to and including the cursor.
+    `visible_BS` is True on the row's real tokens up to and including that column; `reach` is the
+    number of the caches' blocks, less one, that hold all of these.
     """
     config, positions_B1 = decoder.config, positions_B[:, None]
     angles = rotations(config, positions_B1)
 
     def attend(local, cache, q, k, v):
-        cache_k, cache_v = (
-            lax.dynamic_update_slice_in_dim(old, new, cursor, axis=1)
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        out = attention.attend_one(config, q, cache_k, cache_v, visible_BS, cursor, local)
-        return out, (cache_k, cache_v)
+        cache = kv_cache.write_token(cache, k, v, column_B)
+        return attention.attend_one(config, q, cache, visible_BS, column_B, reach, local), cache
 
     x_B1D, new_caches = embed(decoder, params, ids_B[:, None], positions_B1), []
     for local, layer_params, cache in zip(config.is_local, params["layers"], caches, strict=True):

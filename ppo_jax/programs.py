@@ -36,20 +36,24 @@ class Stepper(NamedTuple):
 
     dispatch: Callable[[TrainState, PyTree, int, Prompts], tuple[TrainState, Finished]]
     compiled: dict[str, jax.stages.Compiled]  # by program name, filled by the first dispatch
+    compile_seconds: dict[str, float]  # by program name: tracing, lowering and compilation
+
+
+class _Built(NamedTuple):
+    compiled: dict[str, jax.stages.Compiled]
+    compile_seconds: dict[str, float]
 
 
 def make_stepper(run: Run) -> Stepper:
-    compiled: dict[str, jax.stages.Compiled] = {}
-    if run.has_host_reward:
-        return Stepper(_cut(run, compiled), compiled)
-    return Stepper(_fused(run, compiled), compiled)
+    built = _Built({}, {})
+    return Stepper(_cut(run, built) if run.has_host_reward else _fused(run, built), *built)
 
 
-def _fused(run: Run, compiled: dict):
+def _fused(run: Run, built: _Built):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
     step_program = _program(
-        compiled, "train_step", run, train_step, (whole, whole, rows, rows), donate=True
+        built, "train_step", run, train_step, (whole, whole, rows, rows), donate=True
     )
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
@@ -60,12 +64,12 @@ def _fused(run: Run, compiled: dict):
     return dispatch
 
 
-def _cut(run: Run, compiled: dict):
+def _cut(run: Run, built: _Built):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
-    sample = _program(compiled, "sample", run, sample_rollout, rows)
-    score = _program(compiled, "score", run, _score, rows)
-    update = _program(compiled, "update", run, learn, (whole, whole, rows, rows), donate=True)
+    sample = _program(built, "sample", run, sample_rollout, rows)
+    score = _program(built, "score", run, _score, rows)
+    update = _program(built, "update", run, learn, (whole, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
@@ -100,7 +104,7 @@ def _score(setup, state, frozen, hparams, rollout, columns):
     return scored, device_scores(setup, frozen, rollout, columns)
 
 
-def _program(compiled: dict, name: str, run: Run, function, out_shardings, *, donate=False):
+def _program(built: _Built, name: str, run: Run, function, out_shardings, *, donate=False):
     """`function(setup, …)` compiled by the first call, for its arguments' shapes and for good: a
     later call with others is an error instead of another compilation."""
 
@@ -111,9 +115,11 @@ def _program(compiled: dict, name: str, run: Run, function, out_shardings, *, do
     jitted = jax.jit(traced, donate_argnums=0 if donate else (), out_shardings=out_shardings)
 
     def call(*arguments):
-        if name not in compiled:
-            compiled[name] = jitted.lower(*arguments).compile()
-        return compiled[name](*arguments)
+        if name not in built.compiled:
+            clock = time.monotonic()
+            built.compiled[name] = jitted.lower(*arguments).compile()
+            built.compile_seconds[name] = time.monotonic() - clock
+        return built.compiled[name](*arguments)
 
     return call
 
@@ -134,11 +140,24 @@ def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.nd
 
 def memory_bytes(compiled: dict[str, jax.stages.Compiled]) -> int:
     """Device memory the largest program needs: arguments, outputs and scratch."""
-    analyses = [program.memory_analysis() for program in compiled.values()]
-    return max(
-        a.argument_size_in_bytes
-        + a.output_size_in_bytes
-        - a.alias_size_in_bytes
-        + a.temp_size_in_bytes
-        for a in analyses
-    )
+    return largest_memory(compiled)["total"]
+
+
+def largest_memory(compiled: dict[str, jax.stages.Compiled]) -> dict[str, int]:
+    """Bytes of the program that needs most, by what they hold; aliased outputs count once."""
+    parts = []
+    for program in compiled.values():
+        a = program.memory_analysis()
+        held = {
+            "arguments": a.argument_size_in_bytes,
+            "outputs": a.output_size_in_bytes - a.alias_size_in_bytes,
+            "temporaries": a.temp_size_in_bytes,
+        }
+        parts.append({"total": sum(held.values()), **held})
+    return max(parts, key=lambda part: part["total"])
+
+
+def compile_facts(stepper: Stepper) -> dict[str, float]:
+    """How many programs were compiled, each once, and in how many seconds: for the log."""
+    seconds = stepper.compile_seconds
+    return {"compile/programs": len(seconds), "compile/seconds": sum(seconds.values())}

@@ -1,4 +1,4 @@
-"""The sampler: prefill and a decode loop, run by every device on its own rows."""
+"""The sampler: prefill and decode loops, run by every device on its own rows."""
 
 import dataclasses
 import functools
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import Mesh
 
-from ppo_jax import sampling
+from ppo_jax import kv_cache, sampling, slots
 from ppo_jax.config import RolloutOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.model import decode_step, prefill, unembed, value_head
 from ppo_jax.rope import positions_from_mask
-from ppo_jax.sharding import BATCH, REPLICATED
+from ppo_jax.sharding import BATCH, REPLICATED, batch_devices
+from ppo_jax.slots import State
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 
 
@@ -26,7 +26,7 @@ class _Record(NamedTuple):
     values_BT: Array | None
     kept_ids_BTK: Array | None
     lengths_B: Array
-    done_B: Array
+    ended_B: Array
 
 
 def stop_ids(decoder: Decoder, options: RolloutOptions) -> tuple[int, ...]:
@@ -47,120 +47,156 @@ def sample(
 ) -> Rollout:
     """Continue each prompt until a stop id or `max_new_tokens`.
 
-    Runs per device, without collectives: the loop ends when this device's rows have. `params` is
-    the rollout copy of the trunk, `head` the value head where it sits on that trunk. Each row draws
-    from a key of its own, folded from `key`, its sequence id and the position, so that its tokens
-    depend on no other row.
+    Runs per device, without collectives: the loops end when this device's rows have, and
+    `options.slots` are this device's. `params` is the rollout copy of the trunk, `head` the value
+    head where it sits on that trunk. Each row draws from a key of its own, folded from `key`, its
+    sequence id and the position, so that its tokens depend on no other row.
     """
     B, P = prompts.ids_BP.shape
     T = options.max_new_tokens
-    options = _without_idle_truncation(options, greedy)
-    stops = stop_ids(decoder, options)
+    emit = _emitter(decoder, options, params, head, prompts, key, temperature, greedy=greedy)
+    first_column_B = P - prompts.mask_BP.sum(axis=1)
+    last_position_B = positions_from_mask(prompts.mask_BP)[:, -1]
+
+    def fill(state: State, count: int) -> State:
+        """Prefill rows of the queue, and draw their first tokens."""
+        claimed = slots.claim(state, B, count)
+        ids_RP, mask_RP = prompts.ids_BP[claimed.row_R], prompts.mask_BP[claimed.row_R]
+        hidden_RD, written = prefill(decoder, params, ids_RP, mask_RP)
+        caches = kv_cache.write_prompts(state.caches, written, claimed.slot_R)
+        t_R = jnp.zeros_like(claimed.row_R)
+        record, token_R, live_R = emit(state.record, claimed.row_R, t_R, claimed.live_R, hidden_RD)
+        seated = slots.seat(state.slots, claimed, token_R, live_R)
+        return State(seated, caches, record, state.queued + count, state.steps)
+
+    def step(state: State) -> State:
+        """Read the token each slot drew last, and draw the next one."""
+        row_W, t_W, token_W, live_W = state.slots
+        column_W = P + t_W - 1  # where the token drawn last goes
+        columns_1S = jnp.arange(P + T)[None]
+        visible_WS = columns_1S >= first_column_B[row_W][:, None]
+        visible_WS &= columns_1S <= column_W[:, None]
+        reach = kv_cache.blocks_reached(state.caches, jnp.max(jnp.where(live_W, column_W, 0)))
+        position_W = last_position_B[row_W] + t_W
+        hidden_WD, caches = decode_step(
+            decoder, params, token_W, position_W, visible_WS, state.caches, column_W, reach
+        )
+        record, token_W, goes_on_W = emit(state.record, row_W, t_W, live_W, hidden_WD)
+        moved = slots.Slots(row_W, t_W + live_W, token_W, goes_on_W)
+        return State(moved, caches, record, state.queued, state.steps + live_W.shape[0])
+
+    state = _start(decoder, options, B, P, greedy=greedy, values=head is not None)
+    state = slots.run(state, B, options.compactions, fill, step)
+    return _as_rollout(prompts, state.record, state.steps)
+
+
+def _start(decoder: Decoder, options: RolloutOptions, B: int, P: int, *, greedy, values) -> State:
+    """Nothing read, nothing drawn, every row in the queue."""
+    config, W = decoder.config, B if options.slots is None else min(options.slots, B)
+    widths = kv_cache.block_widths(P, options.max_new_tokens, options.cache_widths)
+    return State(
+        slots.empty(W),
+        kv_cache.empty(config, decoder.compute, W, widths),
+        _empty_record(B, options, config.pad_token_id, greedy=greedy, values=values),
+        queued=jnp.int32(0),
+        steps=jnp.int32(0),
+    )
+
+
+def _emitter(decoder, options, params, head, prompts: Prompts, key, temperature, *, greedy):
+    """`emit(record, row_N, t_N, live_N, hidden_ND) -> (record, token_N, goes_on_N)`: draw token t
+    of some rows from the states before it; rows that are not live are not written down."""
+    T, stops = options.max_new_tokens, stop_ids(decoder, options)
+    top_k, top_p = _truncation(options, greedy)
     row_keys_B = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(key, i), k))(
         prompts.prompt_index_B, prompts.sample_index_B
     )
-    last_position_B = positions_from_mask(prompts.mask_BP)[:, -1]
-    prompt_columns_BS = jnp.pad(prompts.mask_BP, ((0, 0), (0, T)), constant_values=True)
 
-    def emit(record: _Record, hidden_BD, t) -> _Record:
-        """Draw token t from the state before it."""
-        logits_BV = unembed(decoder, params, hidden_BD) / (1.0 if greedy else temperature)
+    def emit(record: _Record, row_N, t_N, live_N, hidden_ND):
+        logits_NV = unembed(decoder, params, hidden_ND) / (1.0 if greedy else temperature)
         if options.min_new_tokens > 0:
-            early_B = jnp.broadcast_to(t < options.min_new_tokens, (B,))
-            logits_BV = sampling.suppress(logits_BV, stops, early_B)
+            logits_NV = sampling.suppress(logits_NV, stops, t_N < options.min_new_tokens)
         if greedy:
-            drawn = sampling.greedy(logits_BV)
+            drawn = sampling.greedy(logits_NV)
         else:
-            u_B = sampling.uniforms(row_keys_B, t)
-            drawn = sampling.draw(logits_BV, u_B, top_k=options.top_k, top_p=options.top_p)
-        values_B = None if head is None else value_head(head, hidden_BD)
-        return _write(record, drawn, values_B, t, stops)
+            u_N = sampling.uniforms(row_keys_B[row_N], t_N)
+            drawn = sampling.draw(logits_NV, u_N, top_k=top_k, top_p=top_p)
+        values_N = None if head is None else value_head(head, hidden_ND)
+        stopped_N = jnp.isin(drawn.ids_B, jnp.asarray(stops, jnp.int32))
+        record = _write(record, drawn, values_N, stopped_N, row_N, t_N, live_N)
+        return record, drawn.ids_B, live_N & ~stopped_N & (t_N + 1 < T)
 
-    def body(carry):
-        t, record, caches = carry
-        column = P + t - 1  # where the token drawn last goes
-        visible_BS = prompt_columns_BS & (jnp.arange(P + T)[None] <= column)
-        token_B = lax.dynamic_index_in_dim(record.ids_BT, t - 1, axis=1, keepdims=False)
-        hidden_BD, caches = decode_step(
-            decoder, params, token_B, last_position_B + t, visible_BS, caches, column
-        )
-        return t + 1, emit(record, hidden_BD, t), caches
-
-    hidden_BD, caches = prefill(decoder, params, prompts.ids_BP, prompts.mask_BP, P + T)
-    record = _empty_record(B, T, options, decoder.config.pad_token_id, with_values=head is not None)
-    record = emit(record, hidden_BD, jnp.int32(0))
-    unfinished = lambda carry: (carry[0] < T) & ~jnp.all(carry[1].done_B)
-    _, record, _ = lax.while_loop(unfinished, body, (jnp.int32(1), record, caches))
-    return _as_rollout(prompts, record)
+    return emit
 
 
-def _without_idle_truncation(options: RolloutOptions, greedy: bool) -> RolloutOptions:
-    """A nucleus of 1 is everything; the likeliest id is always kept, its logprob is of all ids."""
+def _truncation(options: RolloutOptions, greedy: bool) -> tuple[int | None, float | None]:
+    """(top_k, top_p). A nucleus of 1 is everything; the likeliest id is always kept, and its
+    logprob is of all ids."""
     if greedy:
-        return dataclasses.replace(options, top_k=None, top_p=None)
-    return dataclasses.replace(options, top_p=None) if options.top_p == 1.0 else options
+        return None, None
+    return options.top_k, None if options.top_p == 1.0 else options.top_p
 
 
-def _as_rollout(prompts: Prompts, record: _Record) -> Rollout:
-    columns_1T = jnp.arange(record.ids_BT.shape[1])[None]
+def _as_rollout(prompts: Prompts, record: _Record, steps: Array) -> Rollout:
+    B, T = record.ids_BT.shape
     return Rollout(
         prompt_ids_BP=prompts.ids_BP,
         prompt_mask_BP=prompts.mask_BP,
         response_ids_BT=record.ids_BT,
-        mask_BT=(columns_1T < record.lengths_B[:, None]).astype(jnp.float32),
+        mask_BT=(jnp.arange(T)[None] < record.lengths_B[:, None]).astype(jnp.float32),
         lengths_B=record.lengths_B,
-        ended_B=record.done_B,
+        ended_B=record.ended_B,
         logprobs_BT=record.logprobs_BT,
         values_BT=record.values_BT,
         kept_ids_BTK=record.kept_ids_BTK,
+        slot_steps_B=jnp.full((B,), steps.astype(jnp.float32) / B),
     )
 
 
-def _empty_record(B, T, options, pad_id, *, with_values) -> _Record:
-    truncated = options.top_k is not None or options.top_p is not None
-    K = sampling.MAX_KEPT if options.top_k is None else options.top_k
+def _empty_record(B, options, pad_id, *, greedy, values) -> _Record:
+    T, (top_k, top_p) = options.max_new_tokens, _truncation(options, greedy)
+    K = sampling.MAX_KEPT if top_k is None else top_k
+    truncated = top_k is not None or top_p is not None
     return _Record(
         ids_BT=jnp.full((B, T), pad_id, jnp.int32),
         logprobs_BT=jnp.zeros((B, T), jnp.float32),
-        values_BT=jnp.zeros((B, T), jnp.float32) if with_values else None,
+        values_BT=jnp.zeros((B, T), jnp.float32) if values else None,
         kept_ids_BTK=jnp.full((B, T, K), -1, jnp.int32) if truncated else None,
         lengths_B=jnp.zeros((B,), jnp.int32),
-        done_B=jnp.zeros((B,), bool),
+        ended_B=jnp.zeros((B,), bool),
     )
 
 
-def _write(record: _Record, drawn: sampling.Draw, values_B, t, stops) -> _Record:
-    """Column t of the record; rows that are done keep what the empty record holds."""
-    live_B = ~record.done_B
+def _write(record: _Record, drawn: sampling.Draw, values_N, stopped_N, row_N, t_N, live_N):
+    """The record with token t of the live rows."""
+    at_N = jnp.where(live_N, row_N, record.lengths_B.shape[0])  # no such row: not written
 
-    def put(columns, new):
+    def put(columns, new_N):
         if columns is None:
             return None
-        old = lax.dynamic_index_in_dim(columns, t, axis=1, keepdims=False)
-        live = live_B.reshape(-1, *(1,) * (old.ndim - 1))
-        new = jnp.where(live, _pad_last(new, old.shape), old)
-        return lax.dynamic_update_index_in_dim(columns, new, t, axis=1)
+        return columns.at[at_N, t_N].set(_pad_last(new_N, columns.shape[2:]), mode="drop")
 
-    stopped_B = jnp.isin(drawn.ids_B, jnp.asarray(stops, jnp.int32))
     return _Record(
         ids_BT=put(record.ids_BT, drawn.ids_B),
         logprobs_BT=put(record.logprobs_BT, drawn.logprobs_B),
-        values_BT=put(record.values_BT, values_B),
+        values_BT=put(record.values_BT, values_N),
         kept_ids_BTK=put(record.kept_ids_BTK, drawn.kept_BK),
-        lengths_B=record.lengths_B + live_B,
-        done_B=record.done_B | stopped_B,
+        lengths_B=record.lengths_B.at[at_N].set(t_N + 1, mode="drop"),
+        ended_B=record.ended_B.at[at_N].set(stopped_N, mode="drop"),
     )
 
 
-def _pad_last(x, shape):
+def _pad_last(x_N, room: tuple[int, ...]):
     """Kept ids of a vocabulary smaller than their room are filled up with -1."""
-    if x.shape == shape:
-        return x
-    return jnp.pad(x, ((0, 0), (0, shape[-1] - x.shape[-1])), constant_values=-1)
+    if x_N.shape[1:] == room:
+        return x_N
+    return jnp.pad(x_N, ((0, 0), (0, room[0] - x_N.shape[1])), constant_values=-1)
 
 
 def sharded_sample(mesh: Mesh, decoder: Decoder, options: RolloutOptions, *, greedy: bool = False):
     """`sample` under `shard_map`: the same signature less the static arguments, global arrays."""
+    if options.slots is not None:
+        options = dataclasses.replace(options, slots=options.slots // batch_devices(mesh))
     per_device = functools.partial(sample, decoder, options, greedy=greedy)
     return jax.shard_map(
         per_device,

@@ -91,11 +91,14 @@ def write_env(folder: RunFolder, facts: dict[str, Any]) -> None:
     that the caller knows."""
     if not is_writer():
         return
+    env = {"started": _now(), "argv": sys.argv, **facts, **environment()}
+    write_atomic(folder.env, json.dumps(env, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Code version, libraries and devices of this process."""
     device = jax.devices()[0]
-    env = {
-        "started": _now(),
-        "argv": sys.argv,
-        **facts,
+    return {
         "git": _git(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in LIBRARIES},
@@ -106,7 +109,6 @@ def write_env(folder: RunFolder, facts: dict[str, Any]) -> None:
         "system": platform.platform(),
         "cpu_count": os.cpu_count(),
     }
-    write_atomic(folder.env, json.dumps(env, indent=2) + "\n")
 
 
 def write_status(folder: RunFolder, status: Status, step: int, **extra: Any) -> None:

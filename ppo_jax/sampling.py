@@ -25,9 +25,9 @@ def suppress(logits: Array, ids: tuple[int, ...], where: Array) -> Array:
     return jnp.where(hit, NEVER, logits)
 
 
-def uniforms(row_keys_B: Array, t: Array) -> Array:
-    """One uniform number in [0, 1) a row, a function of the row's key and the position alone."""
-    return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(row_keys_B)
+def uniforms(row_keys_B: Array, t_B: Array) -> Array:
+    """One uniform number in [0, 1) a row, a function of the row's key and its position alone."""
+    return jax.vmap(lambda k, t: jax.random.uniform(jax.random.fold_in(k, t)))(row_keys_B, t_B)
 
 
 def draw(logits_BV: Array, u_B: Array, *, top_k: int | None, top_p: float | None) -> Draw:

@@ -1,19 +1,20 @@
 """The training forward: log-probabilities, entropies, values and exact KLs of sampled tokens.
 
 The scoring passes before the update and the loss inside it call the same `forward`, which is why
-the first minibatch's ratios are 1 to rounding. Logits exist for a chunk of tokens at a time and
-are recomputed in the backward pass: [B, T, V] never exists.
+the first minibatch's ratios are 1 to rounding. It reads token streams, so that padding costs
+nothing; logits exist for a chunk of response tokens at a time: [B, T, V] never exists.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ppo_jax import sampling
+from ppo_jax.chunks import by_chunks
 from ppo_jax.decoder import Decoder
-from ppo_jax.model import trunk, unembed, value_head
+from ppo_jax.model import stream_trunk, unembed, value_head
+from ppo_jax.stream import Layout, Stream, gather, move, pack, row_layout
 from ppo_jax.types import Array, PyTree, Rollout
 
 
@@ -24,55 +25,92 @@ class Scorer(NamedTuple):
     critic: Decoder  # of a critic with a trunk of its own
     stops: tuple[int, ...]
     min_new_tokens: int
-    chunk: int  # response columns whose logits exist at once
+    chunk: int  # response tokens whose logits exist at once, over all devices
+
+
+class Reading(NamedTuple):
+    """Sampled sequences as the forward passes read them."""
+
+    rollout: Rollout
+    layout: Layout
+    stream: Stream
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T) of the responses."""
+        return self.rollout.response_ids_BT.shape
 
 
 class Forward(NamedTuple):
+    """[B, T] arrays are 0 where the reading has no response token."""
+
     logprobs_BT: Array
     entropy_BT: Array
     kl_BT: Array | None
-    hidden_BUD: Array  # states before each token and after the last column, U = T + 1
+    hidden_ZND: Array  # states of the token streams
 
 
-def response_hidden(decoder: Decoder, params: PyTree, rollout: Rollout) -> Array:
-    """Hidden states [B, T + 1, D]: the one before each response token, and after the last."""
-    ids_BS = jnp.concatenate([rollout.prompt_ids_BP, rollout.response_ids_BT], axis=1)
-    mask_BS = jnp.concatenate([rollout.prompt_mask_BP, rollout.mask_BT > 0], axis=1)
-    hidden_BSD = trunk(decoder, params, ids_BS, mask_BS)
-    return hidden_BSD[:, rollout.prompt_ids_BP.shape[1] - 1 :]
+def read(rollout: Rollout, layout: Layout | None = None, present_B: Array | None = None) -> Reading:
+    """The rows that are present (None: all), in streams of this layout (None: padded rows)."""
+    if layout is None:
+        layout = row_layout(rollout, final=True)
+    if present_B is None:
+        present_B = jnp.ones(rollout.lengths_B.shape, bool)
+    return Reading(rollout, layout, pack(rollout, present_B, layout))
 
 
 def forward(
     scorer: Scorer,
     params: PyTree,
-    rollout: Rollout,
+    reading: Reading,
     temperature: Array,
     *,
     reference: tuple[PyTree, Array] | None = None,
 ) -> Forward:
     """Score the sampled tokens under the trunk `params`.
 
-    `reference` = (reference trunk, its hidden states [B, T, D]) asks for the exact KL of this
+    `reference` = (reference trunk, its `response_states` [B, T, D]) asks for the exact KL of this
     policy to the reference at every position, over the ids that could be sampled, in nats.
     """
-    hidden_BUD = response_hidden(scorer.decoder, params, rollout)
-    logprobs_BT, entropy_BT, kl_BT = token_statistics(
-        scorer, params, hidden_BUD[:, :-1], rollout, temperature, reference
-    )
-    return Forward(logprobs_BT, entropy_BT, kl_BT, hidden_BUD)
-
-
-def token_statistics(scorer, params, hidden_BTD, rollout: Rollout, temperature, reference=None):
-    """(logprobs_BT, entropy_BT, kl_BT or None) by chunks of response columns."""
-    T = hidden_BTD.shape[1]
-    columns = {"hidden": hidden_BTD, "ids": rollout.response_ids_BT, "t": _columns(rollout)}
-    if rollout.kept_ids_BTK is not None:
-        columns["kept"] = rollout.kept_ids_BTK
-    if reference is not None:
-        columns["ref_hidden"] = reference[1]
+    stream = reading.stream
+    hidden_ZND = stream_trunk(scorer.decoder, params, stream, reading.layout)
+    columns = _response_columns(reading, reference)
+    columns["hidden"] = move(hidden_ZND, stream.state_ZM, stream.response_ZN)
     ref_params = None if reference is None else reference[0]
+    stats = token_statistics(scorer, params, columns, stream.count, temperature, ref_params)
+    rows = lambda x_ZM: move(x_ZM, stream.token_ZC, stream.cell_ZM).reshape(reading.shape)
+    return Forward(*jax.tree.map(rows, stats), hidden_ZND)
 
-    def statistics(head_params, ref_head_params, temperature, chunk):
+
+def response_states(reading: Reading, hidden_ZND: Array) -> Array:
+    """States [B, T, D] before each response token, 0 where there is none."""
+    stream = reading.stream
+    hidden_ZMD = move(hidden_ZND, stream.state_ZM, stream.response_ZN)
+    return move(hidden_ZMD, stream.token_ZC, stream.cell_ZM).reshape(*reading.shape, -1)
+
+
+def _response_columns(reading: Reading, reference) -> dict[str, Array]:
+    """What the head reads beside the states, of the response tokens in line."""
+    rollout, cell_ZM = reading.rollout, reading.stream.cell_ZM
+    Z, T = cell_ZM.shape[0], reading.shape[1]
+    in_line = lambda x_BT: gather(x_BT.reshape(Z, -1, *x_BT.shape[2:]), cell_ZM)
+    columns = {"ids": in_line(rollout.response_ids_BT), "t": cell_ZM % T}
+    if rollout.kept_ids_BTK is not None:
+        columns["kept"] = in_line(rollout.kept_ids_BTK)
+    if reference is not None:
+        columns["ref_hidden"] = in_line(reference[1])
+    return columns
+
+
+def token_statistics(scorer, params, columns, count, temperature, ref_params=None):
+    """(log-probabilities, entropies, exact KLs or None) [Z, M] of response tokens in line.
+
+    `columns` [Z, M, ...] = {"hidden", "ids", "t"[, "kept"][, "ref_hidden"]}, of which the leading
+    `count` (traced) hold tokens.
+    """
+
+    def statistics(shared, chunk):
+        head_params, ref_head_params, temperature = shared
         over, chosen = _logits(scorer, head_params, chunk["hidden"], chunk, temperature)
         norm = jax.nn.logsumexp(over, axis=-1)
         probs = jnp.exp(over - norm[..., None])
@@ -83,31 +121,14 @@ def token_statistics(scorer, params, hidden_BTD, rollout: Rollout, temperature, 
         gap = jax.nn.logsumexp(ref_over, axis=-1) - norm
         return chosen - norm, entropy, jnp.sum(probs * (over - ref_over), axis=-1) + gap
 
-    whole = scorer.chunk >= T
-    statistics = jax.checkpoint(statistics, prevent_cse=whole)  # a scan needs no barrier
-    one = lambda chunk: statistics(_head(params), _head(ref_params), temperature, chunk)
-    if whole:
-        return one(columns)
-    stats = lax.map(one, jax.tree.map(lambda x: _split_columns(x, scorer.chunk), columns))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)[:, :T], stats)
+    shared = _head(params), _head(ref_params), jnp.float32(temperature)
+    width = max(1, scorer.chunk // columns["ids"].shape[0])
+    return by_chunks(statistics, width, shared, columns, count)
 
 
 def _head(params: PyTree | None) -> PyTree | None:
     """The part of a trunk that makes logits, so that nothing else is saved for the backward."""
     return None if params is None else {k: params[k] for k in ("embed", "lm_head") if k in params}
-
-
-def _columns(rollout: Rollout) -> Array:
-    B, T = rollout.response_ids_BT.shape
-    return jnp.broadcast_to(jnp.arange(T), (B, T))
-
-
-def _split_columns(x_BT, chunk: int):
-    """[B, T, ...] -> [ceil(T / chunk), B, chunk, ...], zero-filled at the end: the rows stay whole,
-    so a batch split over devices stays split."""
-    B, T = x_BT.shape[:2]
-    x = jnp.pad(x_BT, ((0, 0), (0, -T % chunk), *((0, 0),) * (x_BT.ndim - 2)))
-    return jnp.swapaxes(x.reshape(B, -1, chunk, *x.shape[2:]), 0, 1)
 
 
 def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Array]:
@@ -126,13 +147,19 @@ def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Arr
 
 
 def values_from(
-    params: PyTree, scorer: Scorer, rollout: Rollout, hidden_BUD: Array | None
-) -> Array:
-    """Values [B, T + 1] of the states before each token and after the last column.
+    params: PyTree, scorer: Scorer, reading: Reading, hidden_ZND: Array | None
+) -> tuple[Array, Array | None]:
+    """(values [B, T] of the states before each response token, 0 where there is none; values [B] of
+    the states after the last one, None where the layout leaves them out).
 
     `params` is the value tree: a head on the policy's hidden states, or one with a trunk of its
     own, which then reads the sequences itself.
     """
+    stream, layout = reading.stream, reading.layout
     if "trunk" in params:
-        hidden_BUD = response_hidden(scorer.critic, params["trunk"], rollout)
-    return value_head(params["head"], hidden_BUD)
+        hidden_ZND = stream_trunk(scorer.critic, params["trunk"], stream, layout)
+    values_ZN = value_head(params["head"], hidden_ZND)
+    values_ZM = move(values_ZN, stream.state_ZM, stream.response_ZN)
+    values_BT = move(values_ZM, stream.token_ZC, stream.cell_ZM).reshape(reading.shape)
+    final_B = gather(values_ZN, stream.final_ZR).reshape(-1) if layout.final else None
+    return values_BT, final_B

@@ -3,23 +3,19 @@
 A reward that is ordinary Python cuts the same functions into three programs (`programs.py`).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from ppo_jax import estimators
 from ppo_jax.config import Config, HParams
-from ppo_jax.decoder import Decoder
 from ppo_jax.errors import RewardError
 from ppo_jax.gae import compute_gae
 from ppo_jax.kl_control import control_kl
 from ppo_jax.losses import importance_weights
 from ppo_jax.masked import masked_whiten
-from ppo_jax.microbatch import by_microbatch
 from ppo_jax.optimizer import learning_rate_factor, make_optimizer
+from ppo_jax.passes import evaluator, score_rollout, sum_by_tokens
 from ppo_jax.reward import (
     combine_scores,
     reference_kl,
@@ -27,43 +23,16 @@ from ppo_jax.reward import (
     shape_scores,
     update_moments,
 )
-from ppo_jax.rollout import sharded_sample, stop_ids
+from ppo_jax.rollout import sharded_sample
 from ppo_jax.rollout_weights import rollout_copy
-from ppo_jax.scoring import Scorer, forward, values_from
-from ppo_jax.sharding import batch_devices, constrain_rows
+from ppo_jax.setup import Setup
+from ppo_jax.sharding import constrain_rows
 from ppo_jax.step_metrics import explained_variance, iteration_metrics
-from ppo_jax.trunks import assemble, move_reference, reference_trunk
+from ppo_jax.trunks import assemble, move_reference
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, Scored, TrainState
-from ppo_jax.update import Evaluation, Optimisers, Rows, ppo_update
+from ppo_jax.update import Optimisers, Rows, ppo_update
 
 RawScores = dict[str, Array]  # reward part -> [B] or [B, T]
-
-
-class Setup(NamedTuple):
-    """What the step is built from; static. Weights and tables are arguments of the step."""
-
-    config: Config
-    mesh: Mesh
-    decoder: Decoder
-    critic: Decoder
-    device_rewards: dict[str, Callable]  # name -> fn(rollout, columns, tables)
-    weights: dict[str, float]  # of every reward part
-
-    @property
-    def scorer(self) -> Scorer:
-        config = self.config
-        rows = max(1, config.microbatch_size // batch_devices(self.mesh))
-        return Scorer(
-            self.decoder,
-            self.critic,
-            stop_ids(self.decoder, config.rollout),
-            config.rollout.min_new_tokens,
-            chunk=max(1, config.model.logit_chunk // rows),
-        )
-
-    @property
-    def has_critic(self) -> bool:
-        return self.config.ppo.advantage == "gae"
 
 
 def train_step(
@@ -101,47 +70,6 @@ def sample_with(setup: Setup, params: PyTree, prompts: Prompts, key: Array, temp
         head = params["value"]["head"] if on_trunk else None
         sample = sharded_sample(setup.mesh, setup.decoder, setup.config.rollout)
         return sample(policy, head, prompts._replace(columns={}), key, temperature)
-
-
-def score_rollout(
-    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, rollout: Rollout
-) -> Scored:
-    """The scoring passes: the training forward of the policy that sampled, of its critic and of the
-    reference, on the same microbatches as the update."""
-    config, scorer = setup.config, setup.scorer
-    params, ref = assemble(frozen, state.params), reference_trunk(frozen, state.ref)
-    exact = config.reward.kl_estimator == "full"
-    recompute = config.rollout.old_logprobs == "recompute"
-
-    def score(part: Rollout) -> Scored:
-        ref_out = forward(scorer, ref, part, hparams.temperature)
-        reference = (ref, ref_out.hidden_BUD[:, :-1]) if exact else None
-        out = None
-        if recompute or exact:
-            out = forward(scorer, params["policy"], part, hparams.temperature, reference=reference)
-        values_BT, final_B = _old_values(setup, params["value"], part, out)
-        return Scored(
-            old_logprobs_BT=out.logprobs_BT if recompute else part.logprobs_BT,
-            values_BT=values_BT,
-            final_value_B=final_B,
-            ref_logprobs_BT=ref_out.logprobs_BT,
-            kl_BT=out.kl_BT if exact else None,
-            ref_hidden_BTD=reference[1] if exact and config.reward.kl_in == "loss" else None,
-        )
-
-    with jax.named_scope("scoring"):
-        return by_microbatch(score, rollout, config.ppo.minibatches * config.ppo.microbatches)
-
-
-def _old_values(setup: Setup, value: PyTree, part: Rollout, out):
-    if not setup.has_critic:
-        return jnp.zeros_like(part.logprobs_BT), None
-    if out is None and part.values_BT is not None:
-        return part.values_BT, None
-    hidden = None if out is None else out.hidden_BUD
-    values_BU = values_from(value, setup.scorer, part, hidden)
-    final_B = jnp.take_along_axis(values_BU, part.lengths_B[:, None], axis=1)[:, 0]
-    return values_BU[:, :-1], final_B
 
 
 def device_scores(setup: Setup, frozen: PyTree, rollout: Rollout, columns) -> RawScores:
@@ -194,6 +122,7 @@ def learn(
             kl_coef=state.kl_coef,
             freeze_policy=state.step < config.ppo.critic_warmup,
             constrain=lambda split: constrain_rows(setup.mesh, split, axis=1),
+            sum_parts=sum_by_tokens(setup, rollout),
         )
     nonfinite = jnp.where(stats["skipped"] > 0, state.nonfinite + 1, 0)
     metrics = iteration_metrics(
@@ -273,21 +202,3 @@ def optimisers(config: Config, hparams: HParams, step: Array) -> Optimisers:
     return Optimisers(
         (transform, hparams.learning_rate * factor), (transform, critic_rate * factor)
     )
-
-
-def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: HParams):
-    """What the update asks of the model: log-probabilities, entropies, values of some rows."""
-    scorer = setup.scorer
-    ref = reference_trunk(frozen, moving_ref)
-
-    def evaluate(trained: PyTree, rows: Rows) -> Evaluation:
-        params = assemble(frozen, trained)
-        rollout, ref_hidden_BTD = rows.data
-        reference = None if ref_hidden_BTD is None else (ref, ref_hidden_BTD)
-        out = forward(scorer, params["policy"], rollout, hparams.temperature, reference=reference)
-        values_BT = jnp.zeros_like(out.logprobs_BT)
-        if setup.has_critic:
-            values_BT = values_from(params["value"], scorer, rollout, out.hidden_BUD)[:, :-1]
-        return Evaluation(out.logprobs_BT, out.entropy_BT, values_BT, out.kl_BT)
-
-    return evaluate

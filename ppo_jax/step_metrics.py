@@ -29,6 +29,7 @@ UPDATE_NAMES = {
     "ratio_max_dev_first": "val/ratio_first_max_dev",
     "grad_norm/policy": "grad_norm/policy",
     "grad_norm/value": "grad_norm/value",
+    "parts": "update/parts",
     "ran": "update/steps",
     "skipped": "update/skipped_nonfinite",
 }
@@ -64,6 +65,8 @@ def iteration_metrics(
         "rollout/length_mean": rollout.lengths_B.astype(jnp.float32).mean(),
         "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
         "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
+        "rollout/slot_use": slot_use(rollout),
+        "update/padding": 1.0 - stats["real_trunk_flops"] / stats["trunk_flops"],
         "rollout/tokens": rollout.mask_BT.sum(),
         "rollout/tokens_total": state.tokens + rollout.mask_BT.sum(),
         **_logprob_gap(config, hparams, rollout, scored, stats),
@@ -75,6 +78,13 @@ def iteration_metrics(
     }
     metrics |= {f"reward/{name}": score_B.mean() for name, score_B in scores.parts.items()}
     return metrics | {UPDATE_NAMES[k]: v for k, v in stats.items() if k in UPDATE_NAMES}
+
+
+def slot_use(rollout: Rollout) -> Array:
+    """Share of the decode loops' slots x steps that drew a token; 1 where no loop ran."""
+    drawn = (rollout.lengths_B - 1).astype(jnp.float32).sum()  # a first token is of the prefill
+    steps = rollout.slot_steps_B.sum()
+    return jnp.where(steps > 0, drawn / jnp.maximum(steps, 1.0), 1.0)
 
 
 def sequence_kl(scored: Scored, rollout: Rollout) -> Array:

@@ -19,7 +19,14 @@ from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
 from ppo_jax.prepare import Run, open_critic, prepare
 from ppo_jax.profile import peak_memory_bytes, profiled
-from ppo_jax.programs import Finished, Stepper, host_scores, make_stepper, memory_bytes
+from ppo_jax.programs import (
+    Finished,
+    Stepper,
+    compile_facts,
+    host_scores,
+    make_stepper,
+    memory_bytes,
+)
 from ppo_jax.reward import combine_scores
 from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.run_folder import (
@@ -104,6 +111,8 @@ def _loop(run: Run, folder: RunFolder, state, frozen, manager, log, start: int) 
                 pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
             else:
                 state, finished = stepper.dispatch(state, frozen, step, prompts)
+            if step == start:
+                finished = finished._replace(times=finished.times | compile_facts(stepper))
             if pending is not None:
                 clock = _read(run, log, progress, pending, clock)
             pending = finished

@@ -37,6 +37,7 @@ class Rollout(NamedTuple):
     logprobs_BT: Array  # float32, of the distribution sampled from; 0 where masked
     values_BT: Array | None  # float32, shared-trunk critic only; 0 where masked
     kept_ids_BTK: Array | None  # int32, ids left by top-k/top-p, -1 fills; None: whole vocabulary
+    slot_steps_B: Array  # float32, the device's decode-loop slots x steps, an equal share a row
 
 
 class Scored(NamedTuple):

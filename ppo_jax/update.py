@@ -4,6 +4,7 @@ The public losses are `policy_loss` and `value_loss`. `ppo_update` knows nothing
 it is handed `evaluate(params, rows) -> Evaluation`, so it serves any policy.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,44 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from ppo_jax.config import Config, HParams
-from ppo_jax.losses import (
-    aggregate_loss,
-    loss_denominator,
-    merge_metrics,
-    policy_loss,
-    value_loss,
-)
-from ppo_jax.microbatch import deal
+from ppo_jax.gradients import MAXIMA, Evaluation, Rows, minibatch_gradients, trained_groups
+from ppo_jax.losses import policy_loss, value_loss
 from ppo_jax.optimizer import apply_updates, clip_by_global_norm
-from ppo_jax.reward import kl_estimate
+from ppo_jax.parts import SumParts, sum_over_rows
 from ppo_jax.types import Array, PyTree
 
-# Statistics that are not reported as means over the optimiser steps, but as sums or maxima.
+# Statistics that are reported as sums over the optimiser steps, not as means.
 COUNTS = ("ran", "skipped")
-MAXIMA = ("ratio_max_dev",)
 
 __all__ = ["Evaluation", "Rows", "Optimisers", "policy_loss", "ppo_update", "value_loss"]
-
-
-class Rows(NamedTuple):
-    """What the losses read, and `data`: whatever `evaluate` needs to compute the rest."""
-
-    data: PyTree
-    mask_BT: Array  # float32, 1 where a token is learnt from
-    old_logprobs_BT: Array
-    old_values_BT: Array
-    advantages_BT: Array
-    returns_BT: Array
-    ref_logprobs_BT: Array | None = None
-
-
-class Evaluation(NamedTuple):
-    """Current policy and critic on some rows."""
-
-    logprobs_BT: Array
-    entropy_BT: Array
-    values_BT: Array
-    kl_BT: Array | None = None  # exact KL to the reference, where the loss wants it
 
 
 class Optimisers(NamedTuple):
@@ -69,7 +42,7 @@ def ppo_update(
     config: Config,
     hparams: HParams,
     optimisers: Optimisers,
-    evaluate: Callable[[PyTree, Rows], Evaluation],
+    evaluate: Callable[..., Evaluation],
     params: PyTree,
     opt_state: PyTree,
     rows: Rows,
@@ -78,8 +51,12 @@ def ppo_update(
     kl_coef: Array,
     freeze_policy: Array,
     constrain: Callable[[PyTree], PyTree] = lambda minibatches: minibatches,
+    sum_parts: SumParts | None = None,
 ):
     """Run all optimiser steps of one iteration.
+
+    A minibatch is run in `config.ppo.microbatches` parts of as many rows; or in those of
+    `sum_parts`, `evaluate` being told the static size that holds the rows with a real token.
 
     Returns (params, opt_state, metrics). `freeze_policy` (traced bool) holds the policy group still
     while the critic warms up. A step whose loss or gradient is not finite is not applied, but
@@ -88,9 +65,18 @@ def ppo_update(
     """
     carry = _Carry(params, opt_state, jnp.zeros((), bool))
     history = []
-    for parts, epochs in epoch_plan(config):
+    if sum_parts is None:
+        sum_parts = functools.partial(sum_over_rows, config.ppo.microbatches)
+    for losses, epochs in epoch_plan(config):
         step = _minibatch_step(
-            config, hparams, optimisers, evaluate, parts, kl_coef=kl_coef, freeze=freeze_policy
+            config,
+            hparams,
+            optimisers,
+            lambda losses: minibatch_gradients(
+                config, hparams, evaluate, losses, kl_coef, sum_parts
+            ),
+            losses,
+            freeze=freeze_policy,
         )
 
         def epoch(carry, epoch_key, step=step):
@@ -117,22 +103,18 @@ def epoch_plan(config: Config) -> list[tuple[tuple[str, ...], int]]:
     return [(parts, epochs) for parts, epochs in plan if epochs > 0]
 
 
-def trained_groups(config: Config, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Parameter groups the losses reach: on a shared trunk the value loss trains the policy's."""
-    shared = config.model.critic == "shared"
-    return tuple(g for g in ("policy", "value") if g in parts or (g == "policy" and shared))
-
-
-def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, freeze):
-    groups, shared = trained_groups(config, parts), config.model.critic == "shared"
-    gradients = _gradients(config, hparams, evaluate, parts, kl_coef)
+def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze):
+    groups, shared = trained_groups(config, losses), config.model.critic == "shared"
+    gradients = gradients_of(losses)
 
     def run(carry: _Carry, rows: Rows):
-        loss, stats, grads = gradients(carry.params, rows)
+        stats, grads = gradients(carry.params, rows)
         grads, norms = _clip(config, hparams, grads)
-        finite = jnp.isfinite(loss) & jnp.all(jnp.isfinite(jnp.stack(list(norms.values()))))
+        finite = jnp.isfinite(stats["loss"]) & jnp.all(
+            jnp.isfinite(jnp.stack(list(norms.values())))
+        )
         stop = jnp.zeros((), bool)
-        if hparams.target_kl is not None and "policy" in parts:
+        if hparams.target_kl is not None and "policy" in losses:
             stop = finite & (stats["approxkl"] > 1.5 * hparams.target_kl)
         params, opt_state = dict(carry.params), dict(carry.opt_state)
         for group in groups:
@@ -150,7 +132,7 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
                 carry.opt_state[group],
                 grads[group],
             )
-        stats |= {"loss": loss, "ran": jnp.float32(1), "skipped": 1.0 - finite}
+        stats |= {"ran": jnp.float32(1), "skipped": 1.0 - finite}
         stats |= {f"grad_norm/{group}": norm for group, norm in norms.items()}
         return _Carry(params, opt_state, stop), stats
 
@@ -161,10 +143,10 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
         """Nothing; but a critic that is a model of its own learns on."""
         stats = jax.eval_shape(run, carry, rows)[1]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
-        if shared or "value" not in parts:
+        if shared or "value" not in losses:
             return carry, zeros
         critic_step = _minibatch_step(
-            config, hparams, optimisers, evaluate, ("value",), kl_coef=kl_coef, freeze=freeze
+            config, hparams, optimisers, gradients_of, ("value",), freeze=freeze
         )
         after, critic_stats = critic_step(carry, rows)
         return after._replace(stopped=carry.stopped), zeros | {"skipped": critic_stats["skipped"]}
@@ -173,87 +155,6 @@ def _minibatch_step(config, hparams, optimisers, evaluate, parts, *, kl_coef, fr
         return lax.cond(carry.stopped, after_stop, run, carry, rows)
 
     return run_unless_stopped
-
-
-def _gradients(config, hparams, evaluate, parts, kl_coef):
-    groups = trained_groups(config, parts)
-
-    def gradients(params, rows: Rows):
-        """Loss, gradients and statistics of a minibatch, summed over its microbatches."""
-        denominators = {
-            "policy": loss_denominator(rows.mask_BT, config.ppo.aggregate),
-            "token": loss_denominator(rows.mask_BT, "token-mean"),
-        }
-
-        def loss(trained, part):
-            out = evaluate({**params, **trained}, part)
-            return _loss(config, hparams, parts, out, part, denominators, kl_coef)
-
-        grad = jax.value_and_grad(loss, has_aux=True)
-        trained = {g: params[g] for g in groups}
-        if config.ppo.microbatches == 1:
-            (total, stats), grads = grad(trained, rows)
-            return total, merge_metrics(jax.tree.map(lambda x: x[None], stats)), grads
-
-        def accumulate(sums, part):
-            (total, stats), grads = grad(trained, part)
-            return jax.tree.map(jnp.add, sums, (total, grads)), stats
-
-        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
-        (total, grads), stats = lax.scan(accumulate, zeros, deal(rows, config.ppo.microbatches))
-        return total, merge_metrics(stats), grads
-
-    return gradients
-
-
-def _loss(config, hparams, parts, out: Evaluation, rows: Rows, denominators, kl_coef):
-    """Loss of some rows over the whole minibatch's denominators, and statistics that add up."""
-    total, stats = jnp.float32(0), {}
-    if "policy" in parts:
-        loss, stats = policy_loss(
-            out.logprobs_BT,
-            rows.old_logprobs_BT,
-            rows.advantages_BT,
-            rows.mask_BT,
-            clip_low=hparams.clip_low,
-            clip_high=hparams.clip_high,
-            dual_clip=hparams.dual_clip,
-            log_ratio_clamp=hparams.log_ratio_clamp,
-            aggregate=config.ppo.aggregate,
-            denominator=denominators["policy"],
-            tokens=denominators["token"],
-        )
-        mean = lambda x_BT: aggregate_loss(
-            x_BT, rows.mask_BT, config.ppo.aggregate, denominators["policy"]
-        )
-        total += loss
-        entropy = mean(out.entropy_BT)
-        if hparams.entropy_coef is not None:
-            total -= hparams.entropy_coef * entropy
-        stats = stats | {"policy_loss": loss, "entropy": entropy}
-        if config.reward.kl_in == "loss":
-            kl_BT = out.kl_BT
-            if kl_BT is None:
-                # As in the losses, zeros where masked: exp of a pad's gap may overflow.
-                real = lambda x_BT: jnp.where(rows.mask_BT > 0, x_BT, 0.0)
-                kl_BT = kl_estimate(
-                    real(out.logprobs_BT), real(rows.ref_logprobs_BT), config.reward.kl_estimator
-                )
-            kl_loss = mean(kl_BT)
-            total += kl_coef * kl_loss
-            stats["kl_loss"] = kl_loss
-    if "value" in parts:
-        loss, value_stats = value_loss(
-            out.values_BT,
-            rows.old_values_BT,
-            rows.returns_BT,
-            rows.mask_BT,
-            clip=hparams.value_clip,
-            denominator=denominators["token"],
-        )
-        total += hparams.vf_coef * loss
-        stats = stats | {f"value_{k}": v for k, v in value_stats.items()} | {"value_loss": loss}
-    return total, stats
 
 
 def _clip(config: Config, hparams: HParams, grads):

@@ -10,13 +10,24 @@ import math
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.ranges import RANGES, check_ranges, check_types
-from ppo_jax.validate_model import MODEL_MISTAKES, Mistakes, near_divisors, near_multiples
+from ppo_jax.validate_model import (
+    MODEL_MISTAKES,
+    Mistakes,
+    byte_vocabulary,
+    near_divisors,
+    near_multiples,
+)
 
 
-def check_config(config: Config) -> None:
-    """Raise ConfigError on the first value or combination that no run can have."""
+def check_config(config: Config, *, reads_text: bool = True) -> None:
+    """Raise ConfigError on the first value or combination that no run can have.
+
+    Without `reads_text` prompts are ids, and a random model's vocabulary need not hold the bytes.
+    """
     check_types(config)
     check_ranges(config, RANGES)
+    if reads_text:
+        _raise_first(config, byte_vocabulary(config))
     for mistakes in (_batch, _sampling, _kl, _reference, _reward, _run, *MODEL_MISTAKES):
         _raise_first(config, mistakes(config))
     if config.model.path is None:
@@ -43,12 +54,17 @@ def _raise_first(config: Config, mistakes: Mistakes) -> None:
 def _batch(config: Config) -> Mistakes:
     batch, per_prompt = config.rollout.batch_size, config.rollout.samples_per_prompt
     minibatches, microbatches = config.ppo.minibatches, config.ppo.microbatches
-    rows = batch // minibatches
+    rows, slots = batch // minibatches, config.rollout.slots
     if batch % per_prompt:
         near = near_divisors(per_prompt, batch)
         yield (
             "rollout.samples_per_prompt",
             f"must divide rollout.batch_size={batch}; nearest valid: {near}",
+        )
+    if slots is not None and slots > batch:
+        yield (
+            "rollout.slots",
+            f"must not pass rollout.batch_size={batch}; nearest valid: {batch}, or None",
         )
     if batch % minibatches:
         near = near_divisors(minibatches, batch)
@@ -80,6 +96,10 @@ def _devices(config: Config, device_count: int) -> Mistakes:
             f"(ppo.minibatches={ppo.minibatches}, ppo.microbatches={ppo.microbatches}); "
             f"nearest valid: {near}",
         )
+    slots = config.rollout.slots
+    if slots is not None and slots % devices:
+        near = near_multiples(slots, devices)
+        yield "rollout.slots", f"{devices} devices cannot share them; nearest valid: {near}"
 
 
 def _model(config: Config, model: ModelConfig, prompt_width: int) -> Mistakes:

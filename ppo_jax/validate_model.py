@@ -71,15 +71,19 @@ def _shape(config: Config) -> Mistakes:
                     f"nearest valid: {getattr(usual, name)}",
                 )
         return
-    if shape.vocab_size < BYTE_VOCAB:
-        yield (
-            "model.shape.vocab_size",
-            f"the random model reads bytes; nearest valid: {BYTE_VOCAB}",
-        )
     yield from _heads(shape)
     yield from _rotation(shape)
     yield from _windows(shape)
     yield from _special_ids(shape)
+
+
+def byte_vocabulary(config: Config) -> Mistakes:
+    """Not asked of prompts that are ids."""
+    if config.model.path is None and config.model.shape.vocab_size < BYTE_VOCAB:
+        yield (
+            "model.shape.vocab_size",
+            f"the random model reads bytes; nearest valid: {BYTE_VOCAB}",
+        )
 
 
 def _heads(shape: ModelConfig) -> Mistakes:

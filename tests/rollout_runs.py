@@ -41,13 +41,14 @@ def rows_of(tree, index):
 
 
 def assert_same_rows(got, expected):
-    """Tokens exactly, floats to rounding: another shape of the products may add differently."""
-    for name, want in expected._asdict().items():
-        have = getattr(got, name)
+    """Tokens exactly, floats to rounding: another shape of the products may add differently.
+    How the rows shared the decode loop's slots is another matter."""
+    for name, want in expected._replace(slot_steps_B=None)._asdict().items():
+        have = getattr(got._replace(slot_steps_B=None), name)
         if want is None:
             assert have is None
         elif np.issubdtype(want.dtype, np.floating):
-            np.testing.assert_allclose(have, want, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5, err_msg=name)
         else:
             np.testing.assert_array_equal(have, want, err_msg=name)
 

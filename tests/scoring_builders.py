@@ -13,8 +13,9 @@ STOPS = (3, 80)
 
 
 def make_scorer(decoder=None, *, chunk=100, min_new_tokens=0):
+    """`chunk` columns of B padded rows at once."""
     decoder = Decoder(tiny_model()) if decoder is None else decoder
-    return Scorer(decoder, decoder, STOPS, min_new_tokens, chunk)
+    return Scorer(decoder, decoder, STOPS, min_new_tokens, chunk * B)
 
 
 def make_rollout(seed, *, vocab=V, T=T, kept=None, min_new_tokens=0):
@@ -44,4 +45,5 @@ def make_rollout(seed, *, vocab=V, T=T, kept=None, min_new_tokens=0):
         logprobs_BT=jnp.zeros((B, T)),
         values_BT=None,
         kept_ids_BTK=kept_BTK,
+        slot_steps_B=jnp.zeros(B),
     )

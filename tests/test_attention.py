@@ -35,18 +35,28 @@ def test_whole_sequences_equal_loops_in_float64(config):
             np.testing.assert_allclose(at_real(inputs, out), want, atol=2e-6)
 
 
+@pytest.mark.parametrize("widths", [(11,), (5, 6), (5, 1, 5)], ids=str)
 @pytest.mark.parametrize("config", SWITCHES)
-def test_one_query_sees_what_the_last_row_of_a_whole_sequence_sees(config):
-    """At every cursor, with columns of the cache after it still unwritten."""
+def test_one_query_sees_what_the_last_row_of_a_whole_sequence_sees(config, widths):
+    """Every row at a column of its own, with columns of the cache after it still unwritten, and
+    with blocks of the cache that are read and that are not."""
     inputs = make_inputs(config, rows=((0, 11, 0), (4, 7, 0), (1, 10, 0)))
+    ends = np.cumsum(widths)
+    split = lambda x_BSGK: np.split(np.swapaxes(x_BSGK, 1, 2), ends[:-1], axis=2)
+    cache = list(zip(split(inputs.k_BSGK), split(inputs.v_BSGK), strict=True))
+    row_B = np.arange(3)
     for local in (False, True) if config.window else (False,):
         one = jax.jit(lambda *args, local=local: attention.attend_one(config, *args, local))
         want_BSHK = expected(config, inputs, local)
-        for cursor in (4, 5, 10):
-            visible_BS = inputs.mask_BS & (np.arange(11) <= cursor)[None]
-            q_B1HK = inputs.q_BSHK[:, cursor : cursor + 1]
-            out = one(q_B1HK, inputs.k_BSGK, inputs.v_BSGK, visible_BS, cursor)
-            np.testing.assert_allclose(out[:, 0], want_BSHK[:, cursor], atol=2e-6)
+        for column_B in ((4, 4, 4), (0, 4, 3), (10, 5, 6), (10, 10, 10)):
+            column_B = np.asarray(column_B)
+            visible_BS = inputs.mask_BS & (np.arange(11)[None] <= column_B[:, None])
+            q_B1HK = inputs.q_BSHK[row_B, column_B][:, None]
+            reach = np.searchsorted(ends, column_B.max(), side="right")
+            spoilt = [(k + 1e3, v * np.nan) for k, v in cache[reach + 1 :]]
+            read = cache[: reach + 1] + spoilt
+            out = one(q_B1HK, read, visible_BS, column_B, reach)
+            np.testing.assert_allclose(out[:, 0], want_BSHK[row_B, column_B], atol=2e-6)
 
 
 @pytest.mark.parametrize("config", SWITCHES)

@@ -10,6 +10,7 @@ import pytest
 from decoder_oracle import slow_hidden, slow_logits
 from family_configs import FAMILIES, IDS, RICH, WINDOW, model_config
 from family_models import family_model, random_rows
+from ppo_jax import kv_cache
 from ppo_jax.decoder import Decoder
 from ppo_jax.model import (
     decode_step,
@@ -31,7 +32,7 @@ def jit_trunk(decoder):
     return jax.jit(functools.partial(trunk, decoder))
 
 
-jit_prefill = jax.jit(prefill, static_argnums=(0, 4))
+jit_prefill = jax.jit(prefill, static_argnums=0)
 jit_decode_step = jax.jit(decode_step, static_argnums=0)
 
 
@@ -59,13 +60,22 @@ def test_hidden_states_and_logits_equal_float64_numpy(id_):
 def decoded(decoder, params, rows):
     """Hidden states [B, 1 + T, D] of prefill and of each step of decoding."""
     mask_BS, P = jnp.asarray(rows.mask_BS), rows.prompt
-    hidden_BD, caches = jit_prefill(decoder, params, rows.ids_BS[:, :P], mask_BS[:, :P], S)
+    hidden_BD, written = jit_prefill(decoder, params, rows.ids_BS[:, :P], mask_BS[:, :P])
+    caches = kv_cache.empty(decoder.config, decoder.compute, B, (P + 2, S - P - 2))
+    caches = kv_cache.write_prompts(caches, written, jnp.arange(B))
     states, positions_BS = [hidden_BD], positions_from_mask(mask_BS)
     for column in range(P, S):
         visible_BS = mask_BS & (jnp.arange(S)[None] <= column)
         token_B, position_B = rows.ids_BS[:, column], positions_BS[:, column]
         hidden_BD, caches = jit_decode_step(
-            decoder, params, token_B, position_B, visible_BS, caches, jnp.int32(column)
+            decoder,
+            params,
+            token_B,
+            position_B,
+            visible_BS,
+            caches,
+            jnp.full(B, column),
+            jnp.int32(column >= P + 2),
         )
         states.append(hidden_BD)
     return np.stack(states, axis=1)

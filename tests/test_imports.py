@@ -13,19 +13,22 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors config types masked ranges arguments config_io validate_model validate
+    errors chips config types masked ranges arguments config_io validate_model validate
     sharding
     tokenizer data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
-    attention_kernels attention decoder rope layers model lora peft_folder model_folder
+    stream attention_kernels attention_band kv_cache attention decoder stream_attention rope layers
+    model lora cost peft_folder model_folder
     quantize rollout_weights
-    rewards sampling microbatch rollout scoring
+    rewards sampling microbatch parts chunks slots rollout scoring setup
     reward kl_control
     gae estimators
-    losses optimizer update
-    trunks step_metrics step
+    losses gradients optimizer update
+    trunks passes step_metrics step
     run_folder metrics console profile checkpoint loading evaluate experiment
     prepare programs train
+    workload ceilings phase_times memory_layers memory plan_advice plan_report plan
+    bench_report bench
     commands main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.

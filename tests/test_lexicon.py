@@ -40,9 +40,9 @@ def make_rollout(rows: list[list[int]], length: int, pad: int = EOS, junk=None) 
     mask_BT = (np.arange(length) < lengths_B[:, None]).astype(np.float32)
     prompt_BP = np.full((size, 4), ord("a"), np.int32)
     zeros_BT = np.zeros((size, length), np.float32)
-    return Rollout(
-        prompt_BP, prompt_BP > 0, ids_BT, mask_BT, lengths_B, lengths_B < 0, zeros_BT, None, None
-    )
+    ended_B, steps_B = lengths_B < 0, np.zeros(size, np.float32)
+    first = prompt_BP, prompt_BP > 0, ids_BT, mask_BT, lengths_B
+    return Rollout(*first, ended_B, zeros_BT, None, None, steps_B)
 
 
 def python_split(rng: random.Random, text: bytes, pieces: dict[bytes, int]) -> list[int]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo_jax import commands, errors, main, train
-from ppo_jax.arguments import ExportArgs, GenerateArgs, ScoreArgs
+from ppo_jax import commands, errors, main, plan, train
+from ppo_jax.arguments import ExportArgs, GenerateArgs, PlanArgs, ScoreArgs
 from ppo_jax.config import replace
 from ppo_jax.experiment import load_experiment
 
@@ -107,6 +107,35 @@ def test_a_wrong_word_is_answered_in_one_line(words, said, handed, capsys):
     assert handed == []
 
 
+def test_plan_hands_on_the_experiment_its_own_flags_and_the_rest(handed, monkeypatch):
+    monkeypatch.setattr(plan, "run_plan", lambda *args: handed.append(args))
+    words = "--device h200 --ppo.epochs 2 --devices 8 --model.remat none".split()
+    assert run("plan", str(ROOT / "experiments" / "bench" / "w3.py"), *words) == 0
+    [(experiment, config, args)] = handed
+    assert experiment.name == "w3" and args == PlanArgs(device="h200", devices=8)
+    changes = {"ppo.epochs": 2, "model.remat": "none"}
+    assert config == replace(experiment.base, **changes)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["plan"], "the experiment comes first: ppo-jax plan EXPERIMENT"),
+        (["plan", "--device", "h200"], "not --device"),
+        (["plan", "tinny"], "no experiments/tinny.py; nearest: tiny"),
+        (["plan", "tiny", "--devices", "0"], "devices=0: must be in [1, inf)"),
+        (["plan", "tiny", "--devise", "h200"], "--device"),
+        (["plan", "tiny", "--ppo.minibatches", "3"], "ppo.minibatches=3: must divide"),
+        (["plan", "tiny", "--model.shape.vocab_size", "258"], "the random model reads bytes"),
+    ],
+    ids=lambda x: " ".join(x)[:40] if isinstance(x, list) else "",
+)
+def test_wrong_words_of_plan(words, said, handed, capsys):
+    assert run(*words) == 2
+    assert said in capsys.readouterr().err
+    assert handed == []
+
+
 def test_the_file_commands_hand_on_their_arguments(handed):
     assert run("generate", "--model", "m", "--prompts", "p", "--out", "o", "--top_k", "5") == 0
     assert run("score", "--model", "m", "--data", "d", "--out", "o") == 0
@@ -178,7 +207,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 def test_help(handed, capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f"  {word} " in shown for word in ("train", "generate", "score", "export"))
+    names = ("train", "generate", "score", "export", "plan", "bench")
+    assert all(f"  {word} " in shown for word in names)
     assert run("train", "--help") == 0
     assert "tiny " in capsys.readouterr().out
     assert run("train", "tiny", "--help") == 0

@@ -11,6 +11,7 @@ from builders import random_prompts, tiny_model, trunk_params
 from decoder_oracle import slow_hidden
 from family_configs import FAMILIES, RICH
 from family_models import family_model
+from ppo_jax import kv_cache
 from ppo_jax.config import RopeScaling
 from ppo_jax.decoder import Decoder
 from ppo_jax.hf_tensors import layer_slots
@@ -49,8 +50,16 @@ def jit_trunk(decoder):
     return jax.jit(functools.partial(trunk, decoder))
 
 
-jit_prefill = jax.jit(prefill, static_argnums=(0, 4))
+jit_prefill = jax.jit(prefill, static_argnums=0)
 jit_decode_step = jax.jit(decode_step, static_argnums=0)
+
+
+def prefilled(decoder, params, ids_BP, mask_BP, widths):
+    """State after the prompts, and caches of these blocks that hold them."""
+    hidden_BD, written = jit_prefill(decoder, params, ids_BP, mask_BP)
+    B = ids_BP.shape[0]
+    caches = kv_cache.empty(decoder.config, decoder.compute, B, widths)
+    return hidden_BD, kv_cache.write_prompts(caches, written, jnp.arange(B))
 
 
 def random_sequences(B, P, T, seed, vocab):
@@ -118,14 +127,17 @@ def test_prefill_and_decoding_equal_the_trunk(name):
     for B, P, seed in ((5, 6, 8), (3, 1, 9), (4, 9, 10))[: 3 if name == "gqa" else 1]:
         prompts, ids_BS, mask_BS = random_sequences(B, P, T, seed, config.vocab_size)
         whole_BSD = jit_trunk(decoder)(params, ids_BS, mask_BS)
-        hidden_BD, caches = jit_prefill(decoder, params, prompts.ids_BP, prompts.mask_BP, P + T)
+        hidden_BD, caches = prefilled(
+            decoder, params, prompts.ids_BP, prompts.mask_BP, (P + 1, T - 1)
+        )
         np.testing.assert_allclose(hidden_BD, whole_BSD[:, P - 1], atol=1e-5)
         positions_BS = positions_from_mask(mask_BS)
         for column in range(P, P + T):
             visible_BS = mask_BS & (jnp.arange(P + T)[None] <= column)
             token_B, position_B = ids_BS[:, column], positions_BS[:, column]
+            at_B, reach = jnp.full(B, column), int(column > P)
             hidden_BD, caches = jit_decode_step(
-                decoder, params, token_B, position_B, visible_BS, caches, column
+                decoder, params, token_B, position_B, visible_BS, caches, at_B, reach
             )
             np.testing.assert_allclose(hidden_BD, whole_BSD[:, column], atol=1e-5)
 
@@ -134,12 +146,13 @@ def test_columns_behind_the_cursor_are_never_read():
     config, B, P, T = tiny_model(), 3, 4, 3
     decoder, params = Decoder(config), trunk_params(config, seed=11)
     prompts, ids_BS, mask_BS = random_sequences(B, P, T, 12, config.vocab_size)
-    _, caches = jit_prefill(decoder, params, prompts.ids_BP, prompts.mask_BP, P + T)
-    spoilt = jax.tree.map(lambda x: x.at[:, P + 1 :].set(1e3), caches)
+    _, caches = prefilled(decoder, params, prompts.ids_BP, prompts.mask_BP, (P + T,))
+    spoilt = jax.tree.map(lambda x: x.at[:, :, P + 1 :].set(1e3), caches)
     visible_BS = mask_BS & (jnp.arange(P + T)[None] <= P)
     positions_B = positions_from_mask(mask_BS)[:, P]
+    at_B = jnp.full(B, P)
     states = [
-        jit_decode_step(decoder, params, ids_BS[:, P], positions_B, visible_BS, c, P)[0]
+        jit_decode_step(decoder, params, ids_BS[:, P], positions_B, visible_BS, c, at_B, 0)[0]
         for c in (caches, spoilt)
     ]
     np.testing.assert_array_equal(*states)
@@ -155,7 +168,7 @@ def test_more_left_padding_changes_nothing(extra):
     padded_BSD = jit_trunk(decoder)(params, wider(ids_BS), wider(mask_BS))[:, extra:]
     np.testing.assert_allclose(padded_BSD[mask_BS], hidden_BSD[mask_BS], atol=1e-5)
     ids_BP, mask_BP = wider(prompts.ids_BP), wider(prompts.mask_BP)
-    padded_BD, _ = jit_prefill(decoder, params, ids_BP, mask_BP, P + extra)
+    padded_BD, _ = jit_prefill(decoder, params, ids_BP, mask_BP)
     np.testing.assert_allclose(padded_BD, hidden_BSD[:, P - 1], atol=1e-5)
 
 

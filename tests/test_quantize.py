@@ -187,7 +187,7 @@ def test_prefill_reads_8_bits_as_the_whole_forward_does():
     decoder = Decoder(LLAMA, remat="none")
     copy = rollout_copy(decoder, trunk_params(LLAMA, seed=7), "int8")
     ids_BS, mask_BS = batch()
-    hidden_BD, _ = jax.jit(lambda p: prefill(decoder, p, ids_BS, mask_BS, S + 2))(copy)
+    hidden_BD, _ = jax.jit(lambda p: prefill(decoder, p, ids_BS, mask_BS))(copy)
     np.testing.assert_allclose(
         hidden_BD, forward(decoder, copy, ids_BS, mask_BS)[0][:, -1], atol=2e-5
     )

@@ -36,6 +36,7 @@ def make_rollout(rng):
         logprobs_BT=jnp.zeros((B, T)),
         values_BT=None,
         kept_ids_BTK=None,
+        slot_steps_B=jnp.zeros(B),
     )
 
 

@@ -11,7 +11,7 @@ from builders import random_prompts, tiny_model
 from ppo_jax.config import RolloutOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.rollout import stop_ids
-from ppo_jax.scoring import Scorer, forward, values_from
+from ppo_jax.scoring import Scorer, forward, read, values_from
 from rollout_runs import (
     CONFIG,
     HEAD,
@@ -136,18 +136,19 @@ def test_logprobs_and_values_equal_the_scoring_forward(options):
     rollout = run(prompts, **options)
     assert_well_formed(rollout)
     decoder, stops = Decoder(CONFIG), options.get("stop_token_ids", ())
-    scorer = Scorer(decoder, decoder, stops, options.get("min_new_tokens", 0), chunk=4)
+    scorer = Scorer(decoder, decoder, stops, options.get("min_new_tokens", 0), chunk=64)
     temperature = jnp.float32(options.get("temperature", 1.0))
     on_device = jax.tree.map(jnp.asarray, rollout)
-    out = jax.jit(functools.partial(forward, scorer))(PARAMS, on_device, temperature)
-    values_BU = values_from({"head": HEAD}, scorer, on_device, out.hidden_BUD)
+    score = lambda params, rollout, t: forward(scorer, params, read(rollout), t)
+    out = jax.jit(score)(PARAMS, on_device, temperature)
+    values_BT, _ = values_from({"head": HEAD}, scorer, read(on_device), out.hidden_ZND)
     real_BT = rollout.mask_BT > 0
     near = 1e-5 / min(float(temperature), 1.0)  # a logit's rounding is divided by it too
     np.testing.assert_allclose(
         rollout.logprobs_BT[real_BT], np.asarray(out.logprobs_BT)[real_BT], atol=near
     )
     np.testing.assert_allclose(
-        rollout.values_BT[real_BT], np.asarray(values_BU)[:, :-1][real_BT], atol=2e-5
+        rollout.values_BT[real_BT], np.asarray(values_BT)[real_BT], atol=2e-5
     )
     assert np.isfinite(out.logprobs_BT).all() and np.isfinite(out.entropy_BT).all()
 

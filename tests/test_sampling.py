@@ -49,7 +49,7 @@ def test_frequencies_follow_the_softmax(V):
     logits_V = random_logits(rng, 1, V)[0]
     N = 20_000
     keys_N = jax.random.split(jax.random.key(V), N)
-    u_N = uniforms(keys_N, jnp.int32(3))
+    u_N = uniforms(keys_N, jnp.full(keys_N.shape, 3))
     ids_N = jit_invert(jnp.broadcast_to(logits_V, (N, V)), u_N)
     assert ids_N.dtype == jnp.int32
     assert_chi_square(np.asarray(ids_N), probabilities(logits_V))
@@ -58,7 +58,7 @@ def test_frequencies_follow_the_softmax(V):
 def test_truncated_frequencies_follow_the_renormalised_softmax():
     rng = np.random.default_rng(0)
     logits_V, N = random_logits(rng, 1, 300)[0], 20_000
-    u_N = uniforms(jax.random.split(jax.random.key(0), N), jnp.int32(0))
+    u_N = uniforms(jax.random.split(jax.random.key(0), N), jnp.zeros(N, jnp.int32))
     ids_N = jit_draw(np.broadcast_to(logits_V, (N, 300)), u_N, top_k=20).ids_B
     probs_V = probabilities(logits_V)
     probs_V[np.argsort(-probs_V)[20:]] = 0
@@ -67,12 +67,13 @@ def test_truncated_frequencies_follow_the_renormalised_softmax():
 
 def test_uniforms_depend_on_key_and_position_alone():
     keys_B = jax.random.split(jax.random.key(1), 64)
-    u_TB = np.stack([uniforms(keys_B, jnp.int32(t)) for t in range(64)])
+    u_TB = np.stack([uniforms(keys_B, jnp.full(keys_B.shape, t)) for t in range(64)])
     assert u_TB.min() >= 0 and u_TB.max() < 1 and len(np.unique(u_TB)) > 0.999 * u_TB.size
     assert abs(u_TB.mean() - 0.5) < 0.02 and abs(u_TB.var() - 1 / 12) < 0.01
     order_B = np.random.default_rng(0).permutation(64)
-    np.testing.assert_array_equal(uniforms(keys_B[order_B], jnp.int32(5)), u_TB[5][order_B])
-    np.testing.assert_array_equal(uniforms(keys_B[:3], jnp.int32(7)), u_TB[7][:3])
+    shuffled_B = uniforms(keys_B[order_B], jnp.full(keys_B.shape, 5))
+    np.testing.assert_array_equal(shuffled_B, u_TB[5][order_B])
+    np.testing.assert_array_equal(uniforms(keys_B[:3], jnp.full(3, 7)), u_TB[7][:3])
     # Neither neighbouring rows nor neighbouring positions are correlated.
     assert abs(np.corrcoef(u_TB[:, 1:].ravel(), u_TB[:, :-1].ravel())[0, 1]) < 0.06
     assert abs(np.corrcoef(u_TB[1:].ravel(), u_TB[:-1].ravel())[0, 1]) < 0.06

@@ -58,7 +58,20 @@ def slow_statistics(head, hidden_BTD, rollout, temperature, min_new_tokens, refe
 
 @functools.partial(jax.jit, static_argnums=0)
 def jit_statistics(scorer, *args):
-    return token_statistics(scorer, *args)
+    return statistics_of_rows(scorer, *args)
+
+
+def statistics_of_rows(scorer, head, hidden_BTD, rollout, temperature, reference=None):
+    """`token_statistics` of padded rows."""
+    t_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
+    columns = {"hidden": hidden_BTD, "ids": rollout.response_ids_BT, "t": t_BT}
+    if rollout.kept_ids_BTK is not None:
+        columns["kept"] = rollout.kept_ids_BTK
+    ref_params = None
+    if reference is not None:
+        ref_params, columns["ref_hidden"] = reference
+    count = rollout.lengths_B.max()
+    return token_statistics(scorer, head, columns, count, temperature, ref_params)
 
 
 def assert_statistics(stats, expected, rollout, temperature):
@@ -117,7 +130,7 @@ def test_gradients_do_not_depend_on_the_chunk(kept, min_new_tokens):
 
     def loss(head, hidden_BTD, reference, temperature, chunk):
         scorer = make_scorer(chunk=chunk, min_new_tokens=min_new_tokens)
-        stats = token_statistics(scorer, head, hidden_BTD, rollout, temperature, reference)
+        stats = statistics_of_rows(scorer, head, hidden_BTD, rollout, temperature, reference)
         return sum(jnp.sum(w * s) for w, s in zip(weights, stats, strict=True)) / 100
 
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)), static_argnums=4)
@@ -134,7 +147,8 @@ def test_gradients_do_not_depend_on_the_chunk(kept, min_new_tokens):
 def test_gradient_of_the_logprobs_matches_numpy():
     rollout, (head, hidden_BTD) = make_rollout(5), make_head(5)
     loss = lambda hidden_BTD: jnp.sum(
-        token_statistics(make_scorer(chunk=3), head, hidden_BTD, rollout, 0.7)[0] * rollout.mask_BT
+        statistics_of_rows(make_scorer(chunk=3), head, hidden_BTD, rollout, 0.7)[0]
+        * rollout.mask_BT
     )
     gradient_BTD = jax.jit(jax.grad(loss))(hidden_BTD)
     kernel_VD = np.asarray(head["embed"]["embedding"], np.float64)

@@ -72,7 +72,8 @@ def test_the_step_weights_its_whitened_advantages(cap, factor):
     mask = (jnp.arange(T)[None] < lengths[:, None]).astype(jnp.float32)
     ids = jnp.ones((B, T), jnp.int32)
     gap = float(np.log(3.0))
-    rollout = Rollout(ids, ids > 0, ids, mask, lengths, lengths < T, old - gap, None, None)
+    ended, steps = lengths < T, jnp.zeros(B)
+    rollout = Rollout(ids, ids > 0, ids, mask, lengths, ended, old - gap, None, None, steps)
     scored = Scored(old, values, None, old, None, None)
     learnt = lambda cap: (
         training_rows(

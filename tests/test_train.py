@@ -17,7 +17,7 @@ from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.train import train
 from tiny_runs import CONFIG, ascii_share, ascii_text, half_and_half, write_prompts
 
-CLOCK = ("time/", "throughput/", "memory/", "eps")
+CLOCK = ("time/", "throughput/", "memory/", "compile/", "eps")
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,10 @@ IMPOSSIBLE = [
     ({"rollout.top_k": 257}, "rollout.top_k", "nearest valid: 256"),
     ({"rollout.top_p": 0.0}, "rollout.top_p", "above 0"),
     ({"rollout.top_p": 1.01}, "rollout.top_p", "nearest valid: 1"),
+    ({"rollout.slots": 0}, "rollout.slots", "nearest valid: 1"),
+    ({"rollout.slots": 33}, "rollout.slots", "rollout.batch_size=32; nearest valid: 32, or None"),
+    ({"rollout.compactions": -1}, "rollout.compactions", "nearest valid: 0"),
+    ({"rollout.cache_widths": 0}, "rollout.cache_widths", "nearest valid: 1"),
     ({"rollout.max_new_tokens": 0}, "rollout.max_new_tokens", "nearest valid: 1"),
     ({"rollout.min_new_tokens": 25}, "rollout.min_new_tokens", "nearest valid: 24"),
     (

@@ -1,0 +1,191 @@
+"""What an iteration must compute and move, counted on real tokens: the yardstick of its time.
+
+Conventions. Products of matrices alone are counted, 2 FLOPs a multiply-add; causal attention as the
+full square of a row (what a layer's window spares is not taken off); the head on response positions
+only; a gradient as twice the forward (recomputation not counted), once where the weights under
+adapters stay still; adapters' own products not at all. Bytes are the weights once a pass, the keys
+and values once a decode step, and the optimiser's arrays: what cannot be kept on the chip. Padding,
+activations and launches are no work. (Roofline: https://jax-ml.github.io/scaling-book.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_jax.config import Config, ModelConfig
+from ppo_jax.hf_tensors import matrices
+from ppo_jax.lora import adapted_modules
+
+FLOAT32 = 4  # bytes
+
+
+class Work(NamedTuple):
+    """FLOPs and bytes of a phase; `stages_N2`, where given, are its parts [FLOPs, bytes], each of
+    which waits for the one before."""
+
+    flops: float
+    bytes: float
+    stages_N2: np.ndarray | None = None
+
+
+class Lengths(NamedTuple):
+    """Real tokens of each sequence."""
+
+    prompt_B: np.ndarray
+    response_B: np.ndarray
+
+
+def trunk_flops(model: ModelConfig, tokens, pairs):
+    """Forward FLOPs of the layers on `tokens` tokens with `pairs` query-key pairs.
+
+    Plain arithmetic: numbers, arrays and traced scalars alike.
+    """
+    attention = 4.0 * model.num_heads * model.head_dim * model.num_layers  # scores, then mixing
+    return 2.0 * layer_params(model) * tokens + attention * pairs
+
+
+def head_flops(model: ModelConfig, tokens):
+    """Forward FLOPs of the logits of `tokens` tokens."""
+    return 2.0 * model.vocab_size * model.embed_dim * tokens
+
+
+def layer_params(model: ModelConfig) -> int:
+    """Entries of the matrices of all layers."""
+    return model.num_layers * sum(rows * columns for rows, columns, _ in matrices(model).values())
+
+
+def head_params(model: ModelConfig) -> int:
+    return model.vocab_size * model.embed_dim
+
+
+def trained_params(config: Config, model: ModelConfig) -> int:
+    """Entries that the optimiser moves in one trunk; norms and biases left out."""
+    lora = config.model.lora
+    if lora.rank is None:
+        tables = 1 if model.tie_embeddings else 2
+        learned = model.max_positions * model.embed_dim if model.position == "learned" else 0
+        return layer_params(model) + tables * head_params(model) + learned
+    sizes = [matrices(model)[name] for name in adapted_modules(model, lora.targets)]
+    return model.num_layers * sum(lora.rank * (rows + columns) for rows, columns, _ in sizes)
+
+
+def kv_bytes(config: Config, model: ModelConfig) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    entries = 2 * model.num_layers * model.num_kv_heads * model.head_dim
+    return entries * item_bytes(config)
+
+
+def item_bytes(config: Config) -> int:
+    """Bytes of a number in the compute dtype; `auto` is read as off the CPU."""
+    return FLOAT32 if config.model.compute_dtype == "float32" else 2
+
+
+def phase_work(
+    config: Config, model: ModelConfig, critic: ModelConfig | None, lengths: Lengths
+) -> dict[str, Work]:
+    """Useful work of one iteration, all devices: {"rollout", "score", "update"}.
+
+    `critic` is the shape of a separate critic's trunk, None for a head on the policy's. Weights
+    count once, as if one device read them: several that each hold a copy read them as often.
+    """
+    return {
+        "rollout": _rollout(config, model, lengths),
+        "score": _score(config, model, critic, lengths),
+        "update": _update(config, model, critic, lengths),
+    }
+
+
+def floor_seconds(work: Work, flops_per_s: float, bytes_per_s: float) -> float:
+    """No program on a device of these rates is faster: the slower of the two, stage by stage."""
+    whole = np.asarray([[work.flops, work.bytes]], np.float64)
+    stages_N2 = whole if work.stages_N2 is None else work.stages_N2
+    return float(np.maximum(stages_N2[:, 0] / flops_per_s, stages_N2[:, 1] / bytes_per_s).sum())
+
+
+def decode_steps(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, keys) of each decode step with all rows at once: the rows that still need a token,
+    and the tokens they attend to. A response's first token comes from the prompt's pass."""
+    prompt_B, response_B = _longs(lengths)
+    longest = int(response_B.max(initial=1))
+    live_T = np.bincount(response_B, minlength=longest + 1)
+    prompts_T = np.bincount(response_B, weights=prompt_B, minlength=longest + 1)
+    # Step t feeds token t of the responses longer than t: sums over all those.
+    after = lambda x_T: np.cumsum(x_T[::-1])[::-1][2:]
+    rows_T = after(live_T).astype(np.float64)
+    return rows_T, after(prompts_T) + rows_T * np.arange(1, longest)
+
+
+def _rollout(config: Config, model: ModelConfig, lengths: Lengths) -> Work:
+    """Prefill, then a step a token: weights once a step, keys and values of the rows in it."""
+    prompt_B, _ = _longs(lengths)
+    item, kv = item_bytes(config), kv_bytes(config, model)
+    layers = layer_params(model) * (1 if config.rollout.weights == "int8" else item)
+    weights = layers + head_params(model) * item
+    tokens, squares = prompt_B.sum(), (prompt_B**2).sum()
+    prefill = trunk_flops(model, tokens, squares) + head_flops(model, len(prompt_B))
+    rows_T, keys_T = decode_steps(lengths)
+    flops_T = trunk_flops(model, rows_T, keys_T) + head_flops(model, rows_T)
+    first = [[prefill, weights + kv * tokens]]
+    stages_N2 = np.concatenate([first, np.stack([flops_T, weights + kv * keys_T], axis=1)])
+    return _staged(stages_N2)
+
+
+def _score(config: Config, model: ModelConfig, critic, lengths: Lengths) -> Work:
+    """A forward pass of the reference, one of the policy where its log-probabilities are computed
+    anew (or its exact KL is asked for), one of a critic with a trunk of its own."""
+    tokens, pairs, responses = _whole(lengths)
+    item = item_bytes(config)
+    exact = config.reward.kl_estimator == "full"
+    passes = 1 + (config.rollout.old_logprobs == "recompute" or exact)
+    scored = trunk_flops(model, tokens, pairs) + head_flops(model, responses)
+    stages = [[scored, item * (layer_params(model) + head_params(model))]] * passes
+    if critic is not None and config.value_epochs > 0:
+        stages.append([trunk_flops(critic, tokens, pairs), item * layer_params(critic)])
+    return _staged(np.asarray(stages, np.float64))
+
+
+def _update(config: Config, model: ModelConfig, critic, lengths: Lengths) -> Work:
+    """Forward and gradient of every epoch; weights read for both, and the optimiser's arrays
+    (parameters, gradients, two moments: read and written, float32), once an optimiser step."""
+    policy, value = config.ppo.epochs, config.value_epochs
+    trunk_epochs = policy if critic is not None else max(policy, value)
+    stages = _gradient_stages(config, model, lengths, trunk_epochs, policy)
+    if critic is not None:
+        stages += _gradient_stages(config, critic, lengths, value, 0)
+    return _staged(np.asarray(stages, np.float64).reshape(-1, 2))
+
+
+def _gradient_stages(config, model, lengths: Lengths, epochs: int, with_head: int) -> list:
+    """[FLOPs, bytes] of each epoch of one trunk, the head's in the first `with_head` of them."""
+    tokens, pairs, responses = _whole(lengths)
+    still = config.model.lora.rank is not None
+    forward = trunk_flops(model, tokens, 0)
+    head = head_flops(model, responses)
+    attention = trunk_flops(model, 0, pairs)
+    exact_loss = config.reward.kl_estimator == "full" and config.reward.kl_in == "loss"
+    times = 2 if still else 3
+    weights = 2 * item_bytes(config) * (layer_params(model) + head_params(model))
+    optimiser = 4 * 2 * FLOAT32 * trained_params(config, model)
+    stages = []
+    for epoch in range(epochs):
+        flops = times * forward + 3 * attention
+        if epoch < with_head:
+            flops += times * head + (head if exact_loss else 0)  # the reference's own logits
+        stages.append([flops, config.ppo.minibatches * (weights + optimiser)])
+    return stages
+
+
+def _longs(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.asarray(x_B, np.int64) for x_B in lengths)
+
+
+def _whole(lengths: Lengths) -> tuple[float, float, float]:
+    """(tokens, query-key pairs, response tokens) of whole sequences."""
+    prompt_B, response_B = _longs(lengths)
+    whole_B = prompt_B + response_B
+    return float(whole_B.sum()), float((whole_B**2).sum()), float(response_B.sum())
+
+
+def _staged(stages_N2: np.ndarray) -> Work:
+    flops, moved = (float(x) for x in stages_N2.sum(axis=0))
+    return Work(flops, moved, stages_N2)

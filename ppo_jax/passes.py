@@ -1,0 +1,142 @@
+"""The forward passes of an iteration over what was sampled: the scoring passes before the update,
+and what the update itself asks of the model; by padded rows, or by tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax.config import HParams
+from ppo_jax.cost import trunk_flops
+from ppo_jax.gradients import Evaluation, Rows
+from ppo_jax.microbatch import by_microbatch
+from ppo_jax.parts import ByTokens, SumParts, map_over_tokens, sum_over_tokens, token_sizes
+from ppo_jax.scoring import Reading, forward, read, response_states, values_from
+from ppo_jax.setup import Setup
+from ppo_jax.sharding import batch_devices, constrain_rows
+from ppo_jax.stream import Layout, row_layout, row_tokens, row_width
+from ppo_jax.stream_attention import counts
+from ppo_jax.trunks import assemble, reference_trunk
+from ppo_jax.types import Array, PyTree, Rollout, Scored, TrainState
+
+
+def score_rollout(
+    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, rollout: Rollout
+) -> Scored:
+    """The scoring passes: the training forward of the policy that sampled, of its critic and of the
+    reference, on parts as large as the update's."""
+    config, scorer = setup.config, setup.scorer
+    params, ref = assemble(frozen, state.params), reference_trunk(frozen, state.ref)
+    exact = config.reward.kl_estimator == "full"
+    recompute = config.rollout.old_logprobs == "recompute"
+    final = config.ppo.bootstrap_truncated
+
+    def score(part: Rollout, present_B=None, size=None) -> Scored:
+        reading = read_part(setup, part, present_B, size, final=final)
+        ref_out = forward(scorer, ref, reading, hparams.temperature)
+        reference = (ref, response_states(reading, ref_out.hidden_ZND)) if exact else None
+        out = None
+        if recompute or exact:
+            policy = params["policy"]
+            out = forward(scorer, policy, reading, hparams.temperature, reference=reference)
+        values_BT, final_B = _old_values(setup, params["value"], reading, out)
+        old_BT = out.logprobs_BT if recompute else _present(reading, part.logprobs_BT)
+        return Scored(
+            old_logprobs_BT=old_BT,
+            values_BT=values_BT,
+            final_value_B=final_B,
+            ref_logprobs_BT=ref_out.logprobs_BT,
+            kl_BT=out.kl_BT if exact else None,
+            ref_hidden_BTD=reference[1] if exact and config.reward.kl_in == "loss" else None,
+        )
+
+    def score_minibatch(part: Rollout) -> Scored:
+        recipe = parts_by_tokens(setup, part, final=final)
+        return map_over_tokens(recipe, row_tokens(part, final=final), part, score)
+
+    with jax.named_scope("scoring"):
+        if config.ppo.token_sizes is None:
+            return by_microbatch(score, rollout, config.ppo.minibatches * config.ppo.microbatches)
+        return by_microbatch(score_minibatch, rollout, config.ppo.minibatches)
+
+
+def _old_values(setup: Setup, value: PyTree, reading: Reading, out):
+    if not setup.has_critic:
+        return jnp.zeros_like(reading.rollout.logprobs_BT), None
+    if out is None and reading.rollout.values_BT is not None:
+        return _present(reading, reading.rollout.values_BT), None
+    hidden = None if out is None else out.hidden_ZND
+    return values_from(value, setup.scorer, reading, hidden)
+
+
+def _present(reading: Reading, x_BT: Array) -> Array:
+    """Zeros in the rows that the reading leaves out."""
+    return jnp.where(reading.stream.lengths_ZR.reshape(-1, 1) > 0, x_BT, 0.0)
+
+
+def parts_by_tokens(setup: Setup, rollout: Rollout, *, final: bool) -> ByTokens:
+    """How a minibatch of rows as wide as these runs in parts by tokens."""
+    config, shards = setup.config, batch_devices(setup.mesh)
+    most, width = config.ppo.microbatches, row_width(rollout, final=final)
+    sizes = token_sizes(config.minibatch_size // shards, width, most, config.ppo.token_sizes)
+    return ByTokens(shards, most, sizes)
+
+
+def sum_by_tokens(setup: Setup, rollout: Rollout) -> SumParts | None:
+    """How the update sums over a minibatch; None: by rows."""
+    if setup.config.ppo.token_sizes is None:
+        return None
+
+    def tokens_of(rows: Rows) -> Array:
+        learnt_B = jnp.any(rows.mask_BT > 0, axis=1)
+        return jnp.where(learnt_B, row_tokens(rows.data[0], final=False), 0)
+
+    recipe = parts_by_tokens(setup, rollout, final=False)
+    return functools.partial(sum_over_tokens, recipe, tokens_of)
+
+
+def read_part(
+    setup: Setup, rollout: Rollout, present_B: Array | None, size: int | None, *, final: bool
+) -> Reading:
+    """Rows as the forward passes read them: those present in streams of `size` tokens a device, or
+    all of them as padded rows."""
+    if size is None:
+        return read(rollout, row_layout(rollout, final=final))
+    rollout = constrain_rows(setup.mesh, rollout)
+    width = row_width(rollout, final=final)
+    layout = Layout(batch_devices(setup.mesh), size, width, final)
+    return read(rollout, layout, present_B)
+
+
+def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: HParams):
+    """What the update asks of the model: log-probabilities, entropies, values of some rows."""
+    scorer = setup.scorer
+    ref = reference_trunk(frozen, moving_ref)
+
+    def evaluate(trained: PyTree, rows: Rows, size: int | None = None) -> Evaluation:
+        params = assemble(frozen, trained)
+        rollout, ref_hidden_BTD = rows.data
+        present_B = jnp.any(rows.mask_BT > 0, axis=1)
+        reading = read_part(setup, rollout, present_B, size, final=False)
+        reference = None if ref_hidden_BTD is None else (ref, ref_hidden_BTD)
+        out = forward(scorer, params["policy"], reading, hparams.temperature, reference=reference)
+        values_BT = jnp.zeros_like(out.logprobs_BT)
+        if setup.has_critic:
+            values_BT, _ = values_from(params["value"], scorer, reading, out.hidden_ZND)
+        counts = trunk_counts(setup, params, reading)
+        return Evaluation(out.logprobs_BT, out.entropy_BT, values_BT, out.kl_BT, counts)
+
+    return evaluate
+
+
+def trunk_counts(setup: Setup, params: PyTree, reading: Reading) -> dict[str, Array]:
+    """FLOPs of the trunks' forward passes over some rows, and those of them on real tokens."""
+    decoders = [setup.decoder]
+    if "trunk" in params["value"]:
+        decoders.append(setup.critic)
+    flops = real = jnp.float32(0)
+    for decoder in decoders:
+        c = counts(decoder, reading.stream, reading.layout)
+        flops += trunk_flops(decoder.config, c.tokens, c.pairs)
+        real += trunk_flops(decoder.config, c.real_tokens, c.real_pairs)
+    return {"trunk_flops": flops, "real_trunk_flops": real}

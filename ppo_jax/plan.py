@@ -1,0 +1,183 @@
+"""What an experiment will cost, before anything runs: time floors, memory, and what to change where
+it does not fit. Reads the model's config and the prompts, never the weights."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppo_jax import attention, chips, data
+from ppo_jax.arguments import PlanArgs
+from ppo_jax.chips import Chip
+from ppo_jax.config import Config, ModelConfig
+from ppo_jax.cost import Lengths, Work, floor_seconds, phase_work
+from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.experiment import Experiment
+from ppo_jax.loading import Source, open_source
+from ppo_jax.memory import Case, memory_of
+from ppo_jax.model import scans_layers
+from ppo_jax.plan_advice import advise
+from ppo_jax.plan_report import Phase, Plan, show_plan
+from ppo_jax.prepare import open_critic
+from ppo_jax.validate import check_devices, check_model
+from ppo_jax.workload import random_dataset, workload_of
+
+
+def run_plan(experiment: Experiment, config: Config, options: PlanArgs) -> None:
+    """The command: make the plan, show it, write it where asked for."""
+    made = plan(experiment, config, options)
+    show_plan(made)
+    if options.out is not None:
+        write_plan(made, options.out)
+
+
+def plan(experiment: Experiment, config: Config, options: PlanArgs) -> Plan:
+    """Count the work and the memory of one iteration of `experiment` with `config`.
+
+    Raises ConfigError or DataError where training would, and for a device or a number of them that
+    cannot be.
+    """
+    chip = chips.find_chip(options.device)
+    _check_options(config, options)
+    source = open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        base_path=config.model.base_path,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    critic_source = open_critic(config, source)
+    config = settle(config, source, chip.platform, options.devices)
+    model, critic = source.config, _critic_shape(config, source, critic_source)
+    prompts = _prompt_tokens(experiment, config, source)
+    width = int(prompts.max())
+    check_model(config, model, width)
+    lengths = expected_lengths(config, prompts, options.mean_response)
+    case = Case(model, critic, width, options.devices, chip.platform)
+    memory = memory_of(config, case)
+    advice = advise(config, case, chip.memory_bytes) if memory.peak > chip.memory_bytes else []
+    phases = _phases(config, model, critic, lengths, chip, options.devices)
+    return Plan(
+        experiment.name, config, model, chip, options.devices, lengths, phases, memory, advice
+    )
+
+
+def settle(config: Config, source: Source, platform: str, devices: int) -> Config:
+    """Every `auto` of the model as the device will have it, which is not the one planned on."""
+    asked = config.model
+    dtype = asked.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    kernel, _ = attention.choose(asked.attention, source.config, dtype, platform)
+    lora = asked.lora
+    if lora.rank is not None and source.adapters is not None:
+        lora = dataclasses.replace(lora, targets=source.adapters.lora.targets)
+    layers = "scan" if scans_layers(source.config, asked) else "unroll"
+    model = dataclasses.replace(
+        asked, compute_dtype=dtype, scan_layers=layers, attention=kernel, lora=lora
+    )
+    parallel = dataclasses.replace(config.parallel, data=devices)
+    return dataclasses.replace(config, model=model, parallel=parallel)
+
+
+def expected_lengths(config: Config, prompts: np.ndarray, mean: float | None) -> Lengths:
+    """The lengths of one iteration: prompts spread as the data's are; responses all as long as they
+    may be, or geometric with this mean, cut at the limit."""
+    count, longest = config.prompts_per_batch, config.rollout.max_new_tokens
+    at_P = (np.arange(count) + 0.5) / count
+    prompt_P = np.sort(prompts)[(at_P * len(prompts)).astype(int)]
+    prompt_B = np.repeat(prompt_P, config.rollout.samples_per_prompt)
+    B = config.rollout.batch_size
+    if mean is None:
+        return Lengths(prompt_B, np.full(B, longest))
+    at_B = (np.arange(B) + 0.5) / B
+    stop = 1.0 / mean  # chance of a token to be the last
+    tokens_B = np.ceil(np.log1p(-at_B) / np.log1p(-stop)) if mean > 1 else np.ones(B)
+    tokens_B = np.clip(tokens_B, max(1, config.rollout.min_new_tokens), longest).astype(int)
+    # Long responses do not go with long prompts.
+    return Lengths(prompt_B, np.random.default_rng(0).permutation(tokens_B))
+
+
+def write_plan(made: Plan, path: str) -> None:
+    """The plan as JSON. StorageError where it cannot be written."""
+    try:
+        Path(path).write_text(json.dumps(as_json(made), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"out={path}: cannot be written: {error}") from None
+
+
+def as_json(made: Plan) -> dict[str, Any]:
+    """The plan as plain numbers: bytes, FLOPs, seconds."""
+    chip = made.chip
+    return {
+        "experiment": made.experiment,
+        "device": chip._asdict(),
+        "devices": made.devices,
+        "prompt_tokens": int(made.lengths.prompt_B.sum()),
+        "response_tokens": int(made.lengths.response_B.sum()),
+        "phases": {
+            name: {
+                "flops": phase.work.flops,
+                "bytes": phase.work.bytes,
+                "tokens": phase.tokens,
+                "floor_seconds": phase.floor,
+            }
+            for name, phase in made.phases.items()
+        },
+        "memory": {
+            "peak_bytes": made.memory.peak,
+            "fits": made.fits,
+            "phases": made.memory.phases,
+        },
+        "advice": [{"set": change.values, "peak_bytes": change.peak} for change in made.advice],
+    }
+
+
+def _check_options(config: Config, options: PlanArgs) -> None:
+    if options.devices < 1:
+        raise ConfigError(f"devices={options.devices}: must be at least 1; nearest valid: 1")
+    longest, mean = config.rollout.max_new_tokens, options.mean_response
+    if mean is not None and not 1 <= mean <= longest:
+        near = 1 if mean < 1 else longest
+        raise ConfigError(
+            f"mean_response={mean:g}: must be in [1, {longest}] (rollout.max_new_tokens); "
+            f"nearest valid: {near}"
+        )
+    parallel = dataclasses.replace(config.parallel, data=-1)
+    check_devices(dataclasses.replace(config, parallel=parallel), options.devices)
+
+
+def _critic_shape(config: Config, source: Source, critic: Source | None) -> ModelConfig | None:
+    if config.model.critic == "shared":
+        return None
+    return source.config if critic is None else critic.config
+
+
+def _prompt_tokens(experiment: Experiment, config: Config, source: Source) -> np.ndarray:
+    """Tokens of every prompt there is."""
+    workload = workload_of(experiment)
+    if workload.prompt_tokens is not None:
+        dataset = random_dataset(workload, config, source.config)
+    else:
+        vocab = source.config.vocab_size
+        dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=vocab)
+    return np.asarray([len(ids) for ids in dataset.prompt_ids])
+
+
+def _phases(config, model, critic, lengths: Lengths, chip: Chip, devices: int) -> dict[str, Phase]:
+    """Each device has its share of the sequences, and all of the weights."""
+    share = Lengths(*(x_B[::devices] for x_B in lengths))
+    works = phase_work(config, model, critic, share)
+    everything = phase_work(config, model, critic, lengths)
+    sampled, whole = int(lengths.response_B.sum()), int(sum(x_B.sum() for x_B in lengths))
+    tokens = {"rollout": sampled, "score": whole, "update": whole * config.ppo.epochs}
+    return {
+        name: Phase(
+            Work(everything[name].flops, work.bytes * devices),
+            tokens[name],
+            floor_seconds(work, chip.flops_per_s, chip.bytes_per_s),
+        )
+        for name, work in works.items()
+    }

@@ -1,0 +1,130 @@
+"""A workload: an experiment whose prompts may be random ids, made ready to be timed."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ppo_jax import data
+from ppo_jax.config import Config, ModelConfig
+from ppo_jax.errors import ConfigError
+from ppo_jax.experiment import Experiment
+from ppo_jax.loading import open_source, resolve_options
+from ppo_jax.prepare import Run, open_critic, prepare
+from ppo_jax.rewards.base import check_columns, parse_rewards
+from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
+from ppo_jax.validate import check_config, check_model
+
+BATCHES = 8  # different ones; the next iterations repeat them
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a workload's file says, as its `WORKLOAD`, beside BASE and REWARD."""
+
+    prompt_tokens: tuple[int, int] | None = None  # shortest, longest; None: those of data.path
+    platforms: tuple[str, ...] = ("cpu",)  # where it is run when no workload is named
+    seed: int = 0  # of the random prompts
+
+
+def constant(rollout: Rollout, columns: dict) -> jnp.ndarray:
+    """A reward that teaches nothing: the responses keep their lengths."""
+    return jnp.ones_like(rollout.lengths_B, jnp.float32)
+
+
+def workload_of(experiment: Experiment) -> Workload:
+    """The experiment's WORKLOAD; without one it is timed on its own data.
+
+    Raises ConfigError if it is of another type, or its range of lengths is none.
+    """
+    workload = experiment.workload or Workload()
+    if not isinstance(workload, Workload):
+        raise ConfigError(
+            f"{experiment.path}: WORKLOAD is a {type(workload).__name__}; expected a "
+            "ppo_jax.workload.Workload"
+        )
+    if workload.prompt_tokens is not None:
+        shortest, longest = workload.prompt_tokens
+        if not 1 <= shortest <= longest:
+            raise ConfigError(
+                f"{experiment.path}: WORKLOAD.prompt_tokens={workload.prompt_tokens}: must be "
+                f"(shortest, longest) from 1 on; nearest valid: {_nearest_range(shortest, longest)}"
+            )
+    return workload
+
+
+def check_workload(config: Config, experiment: Experiment) -> None:
+    """`check_config` for an experiment whose prompts may be random ids."""
+    check_config(config, reads_text=workload_of(experiment).prompt_tokens is None)
+
+
+def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainState, PyTree]:
+    """(run, first state, frozen) of an experiment, as training has them.
+
+    Raises ConfigError or DataError where training would.
+    """
+    workload = workload_of(experiment)
+    source = open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        base_path=config.model.base_path,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    critic = open_critic(config, source)
+    config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
+    if workload.prompt_tokens is None:
+        dataset = data.load_dataset(
+            config.data, source.tokenizer, vocab_size=source.config.vocab_size
+        )
+    else:
+        dataset = random_dataset(workload, config, source.config)
+    check_model(config, source.config, data.prompt_width(dataset))
+    parts = parse_rewards(experiment.reward)
+    for part in parts:
+        check_columns(part, dataset.columns)
+    return prepare(config, source, dataset, parts, critic)
+
+
+def random_dataset(workload: Workload, config: Config, model: ModelConfig) -> data.Dataset:
+    """Prompts of random ids, none of which stops a response, pads or begins a text.
+
+    Within each batch the lengths are spread evenly over the range, in random order, so that every
+    iteration has equally many prompt tokens.
+    """
+    assert workload.prompt_tokens is not None
+    shortest, longest = workload.prompt_tokens
+    apart = {*model.eos_token_ids, *config.rollout.stop_token_ids, model.pad_token_id}
+    apart |= {model.bos_token_id}
+    allowed = np.array([i for i in range(model.vocab_size) if i not in apart], np.int64)
+    if allowed.size == 0:
+        raise ConfigError(
+            f"rollout.stop_token_ids: all {model.vocab_size} ids stop a response, pad or begin a "
+            "text; no id is left for random prompts"
+        )
+    rng, count = np.random.default_rng(workload.seed), config.prompts_per_batch
+    rows: list[list[int]] = []
+    for _ in range(BATCHES):
+        lengths = np.linspace(longest, shortest, count).round().astype(int)
+        rows += [rng.choice(allowed, n).tolist() for n in rng.permutation(lengths)]
+    lines = list(range(1, len(rows) + 1))
+    names: list[str | list[dict]] = [f"random prompt {line}" for line in lines]
+    columns: dict[str, Any] = {}
+    return data.Dataset(names, rows, columns, {}, lines, 0, 0, "(random prompts)")
+
+
+def workload_batch(run: Run, workload: Workload, step: int) -> Prompts:
+    """The prompts of iteration `step`; random ones batch by batch, as they were made."""
+    if workload.prompt_tokens is None:
+        return data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
+    ordered = dataclasses.replace(
+        run.config, data=dataclasses.replace(run.config.data, shuffle=False)
+    )
+    return data.make_batch(run.dataset, ordered, step, pad_id=run.pad_id, width=run.width)
+
+
+def _nearest_range(shortest: int, longest: int) -> tuple[int, int]:
+    low = max(1, min(shortest, longest))
+    return low, max(low, shortest, longest)
