@@ -14,7 +14,7 @@ from jax import lax
 from ppo_jax.config import ModelConfig
 from ppo_jax.types import Array
 
-SHRINK = (1.0, 0.65, 0.4)  # the widths, as shares of the most a row can hold
+SHRINK = (1.0, 0.5)  # the widths, as shares of the most a row can hold
 SMALLEST = 48  # below, there is nothing to gain
 BLOCKS = 4  # of queries in a width: more of them see less in vain, but copy more keys
 MULTIPLE = 8

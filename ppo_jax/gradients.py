@@ -32,11 +32,11 @@ class Rows(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Current policy and critic on some rows."""
+    """Current policy and critic on some rows; None what the losses asked for do not read."""
 
-    logprobs_BT: Array
-    entropy_BT: Array
-    values_BT: Array
+    logprobs_BT: Array | None
+    entropy_BT: Array | None
+    values_BT: Array | None
     kl_BT: Array | None = None  # exact KL to the reference, where the loss wants it
     counts: dict[str, Array] = {}  # statistics that add up over parts and steps, by name
 
@@ -52,28 +52,35 @@ def minibatch_gradients(
 ):
     """`gradients(params, rows) -> (statistics, gradients)` of a whole minibatch, the loss among the
     statistics. `losses` = which of "policy" and "value" are in it."""
-    groups = trained_groups(config, losses)
+    # Models that share nothing go one after the other, so that one's activations are held at once.
+    shared = config.model.critic == "shared"
+    passes = [losses] if shared else [(loss,) for loss in losses]
 
     def gradients(params, rows: Rows):
         denominators = {
             "policy": loss_denominator(rows.mask_BT, config.ppo.aggregate),
             "token": loss_denominator(rows.mask_BT, "token-mean"),
         }
-        trained = {g: params[g] for g in groups}
 
         def run(part: Rows, present_B=None, size=None):
             if present_B is not None:
                 mask_BT = jnp.where(present_B[:, None], part.mask_BT, 0.0)
                 part = part._replace(mask_BT=mask_BT)
+            sized = () if size is None else (size,)
 
-            def loss(trained):
-                sized = () if size is None else (size,)
-                out = evaluate({**params, **trained}, part, *sized)
+            def loss(trained, losses):
+                out = evaluate({**params, **trained}, part, losses, *sized)
                 total, stats = _loss(config, hparams, losses, out, part, denominators, kl_coef)
-                return total, stats | out.counts | {"parts": jnp.float32(1)}
+                return total, (stats, out.counts)
 
-            (total, stats), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-            return stats | {"loss": total}, grads
+            stats, grads = {"loss": jnp.float32(0), "parts": jnp.float32(1)}, {}
+            for some in passes:
+                trained = {g: params[g] for g in trained_groups(config, some)}
+                found, more = jax.value_and_grad(loss, has_aux=True)(trained, some)
+                total, (its_stats, counts) = found
+                stats |= its_stats | counts | {"loss": stats["loss"] + total}
+                grads |= more
+            return stats, grads
 
         stats, grads = sum_parts(rows, run, _add)
         return merge_metrics(jax.tree.map(lambda x: x[None], stats)), grads

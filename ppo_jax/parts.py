@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ppo_jax.microbatch import deal
@@ -52,15 +53,16 @@ def plan(recipe: ByTokens, tokens_B: Array) -> Plan:
     Z = recipe.shards
     order_B = jnp.argsort(-tokens_B, stable=True).reshape(-1, Z).T.reshape(-1)
     tokens_ZR = tokens_B[order_B].reshape(Z, -1)
-    enough = [_load(tokens_ZR, count).max() <= recipe.sizes[-1] for count in range(1, recipe.most)]
-    fits = jnp.stack([*enough, jnp.ones((), bool)])
-    return Plan(order_B, jnp.argmax(fits) + 1, tokens_ZR.reshape(-1))
+    loads_CPZ = jnp.einsum("cpr,zr->cpz", _members(recipe.most, tokens_ZR.shape[1]), tokens_ZR)
+    fits_C = loads_CPZ.max(axis=(1, 2)) <= recipe.sizes[-1]
+    return Plan(order_B, jnp.argmax(fits_C) + 1, tokens_ZR.reshape(-1))
 
 
-def _load(tokens_ZR: Array, count: int) -> Array:
-    """Tokens of each part on each shard [count, Z], every count-th row a part."""
-    rows = jnp.arange(tokens_ZR.shape[1]) % count
-    return jnp.stack([jnp.where(rows[None] == i, tokens_ZR, 0).sum(axis=1) for i in range(count)])
+def _members(most: int, rows: int) -> np.ndarray:
+    """Whether row r is in part p where there are c + 1 parts, every (c + 1)-th row one: [C, P, R]
+    of 0 and 1, int32."""
+    counts_C11 = np.arange(1, most + 1)[:, None, None]
+    return (np.arange(rows) % counts_C11 == np.arange(most)[:, None]).astype(np.int32)
 
 
 def run_part(recipe: ByTokens, plan: Plan, index: Array, function: Callable[[Array, int], PyTree]):

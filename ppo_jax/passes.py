@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ppo_jax.config import HParams
 from ppo_jax.cost import trunk_flops
@@ -18,13 +19,14 @@ from ppo_jax.stream import Layout, row_layout, row_tokens, row_width
 from ppo_jax.stream_attention import counts
 from ppo_jax.trunks import assemble, reference_trunk
 from ppo_jax.types import Array, PyTree, Rollout, Scored, TrainState
+from ppo_jax.update import first_order, split_rows
 
 
-def score_rollout(
-    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, rollout: Rollout
+def scoring_passes(
+    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, rollout: Rollout, key: Array
 ) -> Scored:
     """The scoring passes: the training forward of the policy that sampled, of its critic and of the
-    reference, on parts as large as the update's."""
+    reference, on parts like those of the update, whose key `key` is."""
     config, scorer = setup.config, setup.scorer
     params, ref = assemble(frozen, state.params), reference_trunk(frozen, state.ref)
     exact = config.reward.kl_estimator == "full"
@@ -32,7 +34,7 @@ def score_rollout(
     final = config.ppo.bootstrap_truncated
 
     def score(part: Rollout, present_B=None, size=None) -> Scored:
-        reading = read_part(setup, part, present_B, size, final=final)
+        reading = read_part(setup, part, present_B, size)
         ref_out = forward(scorer, ref, reading, hparams.temperature)
         reference = (ref, response_states(reading, ref_out.hidden_ZND)) if exact else None
         out = None
@@ -50,14 +52,18 @@ def score_rollout(
             ref_hidden_BTD=reference[1] if exact and config.reward.kl_in == "loss" else None,
         )
 
-    def score_minibatch(part: Rollout) -> Scored:
-        recipe = parts_by_tokens(setup, part, final=final)
-        return map_over_tokens(recipe, row_tokens(part, final=final), part, score)
-
     with jax.named_scope("scoring"):
         if config.ppo.token_sizes is None:
             return by_microbatch(score, rollout, config.ppo.minibatches * config.ppo.microbatches)
-        return by_microbatch(score_minibatch, rollout, config.ppo.minibatches)
+        # On the very parts of the update's first epoch: another size may round otherwise.
+        order_B = first_order(config, key)
+        recipe = parts_by_tokens(setup, rollout)
+        score_minibatch = lambda part: map_over_tokens(
+            recipe, row_tokens(part, final=final), part, score
+        )
+        scored = lax.map(score_minibatch, split_rows(rollout, order_B, config))
+        back_B = jnp.argsort(order_B)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back_B], scored)
 
 
 def _old_values(setup: Setup, value: PyTree, reading: Reading, out):
@@ -74,32 +80,32 @@ def _present(reading: Reading, x_BT: Array) -> Array:
     return jnp.where(reading.stream.lengths_ZR.reshape(-1, 1) > 0, x_BT, 0.0)
 
 
-def parts_by_tokens(setup: Setup, rollout: Rollout, *, final: bool) -> ByTokens:
+def parts_by_tokens(setup: Setup, rollout: Rollout) -> ByTokens:
     """How a minibatch of rows as wide as these runs in parts by tokens."""
-    config, shards = setup.config, batch_devices(setup.mesh)
-    most, width = config.ppo.microbatches, row_width(rollout, final=final)
-    sizes = token_sizes(config.minibatch_size // shards, width, most, config.ppo.token_sizes)
-    return ByTokens(shards, most, sizes)
+    options, shards = setup.config.ppo, batch_devices(setup.mesh)
+    width = row_width(rollout, final=options.bootstrap_truncated)
+    rows = setup.config.minibatch_size // shards
+    sizes = token_sizes(rows, width, options.microbatches, options.token_sizes)
+    return ByTokens(shards, options.microbatches, sizes)
 
 
 def sum_by_tokens(setup: Setup, rollout: Rollout) -> SumParts | None:
     """How the update sums over a minibatch; None: by rows."""
     if setup.config.ppo.token_sizes is None:
         return None
+    final = setup.config.ppo.bootstrap_truncated
 
     def tokens_of(rows: Rows) -> Array:
         learnt_B = jnp.any(rows.mask_BT > 0, axis=1)
-        return jnp.where(learnt_B, row_tokens(rows.data[0], final=False), 0)
+        return jnp.where(learnt_B, row_tokens(rows.data[0], final=final), 0)
 
-    recipe = parts_by_tokens(setup, rollout, final=False)
-    return functools.partial(sum_over_tokens, recipe, tokens_of)
+    return functools.partial(sum_over_tokens, parts_by_tokens(setup, rollout), tokens_of)
 
 
-def read_part(
-    setup: Setup, rollout: Rollout, present_B: Array | None, size: int | None, *, final: bool
-) -> Reading:
+def read_part(setup: Setup, rollout: Rollout, present_B: Array | None, size: int | None) -> Reading:
     """Rows as the forward passes read them: those present in streams of `size` tokens a device, or
     all of them as padded rows."""
+    final = setup.config.ppo.bootstrap_truncated  # the value after a cut sequence is wanted
     if size is None:
         return read(rollout, row_layout(rollout, final=final))
     rollout = constrain_rows(setup.mesh, rollout)
@@ -113,18 +119,21 @@ def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: 
     scorer = setup.scorer
     ref = reference_trunk(frozen, moving_ref)
 
-    def evaluate(trained: PyTree, rows: Rows, size: int | None = None) -> Evaluation:
+    def evaluate(trained: PyTree, rows: Rows, losses, size: int | None = None) -> Evaluation:
         params = assemble(frozen, trained)
         rollout, ref_hidden_BTD = rows.data
         present_B = jnp.any(rows.mask_BT > 0, axis=1)
-        reading = read_part(setup, rollout, present_B, size, final=False)
-        reference = None if ref_hidden_BTD is None else (ref, ref_hidden_BTD)
-        out = forward(scorer, params["policy"], reading, hparams.temperature, reference=reference)
-        values_BT = jnp.zeros_like(out.logprobs_BT)
-        if setup.has_critic:
-            values_BT, _ = values_from(params["value"], scorer, reading, out.hidden_ZND)
+        reading = read_part(setup, rollout, present_B, size)
+        logprobs_BT = entropy_BT = values_BT = kl_BT = hidden_ZND = None
+        if "policy" in losses or "trunk" not in params["value"]:
+            reference = None if ref_hidden_BTD is None else (ref, ref_hidden_BTD)
+            logprobs_BT, entropy_BT, kl_BT, hidden_ZND = forward(
+                scorer, params["policy"], reading, hparams.temperature, reference=reference
+            )
+        if "value" in losses:
+            values_BT, _ = values_from(params["value"], scorer, reading, hidden_ZND)
         counts = trunk_counts(setup, params, reading)
-        return Evaluation(out.logprobs_BT, out.entropy_BT, values_BT, out.kl_BT, counts)
+        return Evaluation(logprobs_BT, entropy_BT, values_BT, kl_BT, counts)
 
     return evaluate
 

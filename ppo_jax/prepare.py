@@ -105,16 +105,21 @@ def initial_weights(
             still["ref"] = policy  # the base without adapters is not where this policy starts
     value: dict[str, Any] = {"head": init_value_head(critic.config)}
     if separate and critic_source is None:
-        value["trunk"] = policy
+        value["trunk"] = without_lm_head(policy)
     elif separate:
         own = load_critic(critic_source)
         value["head"] = value["head"] if own.head is None else own.head
-        value["trunk"] = layout(own.trunk)
+        value["trunk"] = without_lm_head(layout(own.trunk))
         if lora.rank is not None:
             still["critic"] = cast_weights(critic, value["trunk"])
             key = _lora_key(config, CRITIC_LORA_KEY)
             value["trunk"] = layout(init_adapters(critic.config, lora, key))
     return {"policy": policy, "value": value}, still
+
+
+def without_lm_head(trunk: PyTree) -> PyTree:
+    """A critic's trunk: it makes values, not logits."""
+    return {name: x for name, x in trunk.items() if name != "lm_head"}
 
 
 def _lora_key(config: Config, number: int):

@@ -3,7 +3,6 @@
 A reward that is ordinary Python cuts the same functions into three programs (`programs.py`).
 """
 
-
 import jax
 import jax.numpy as jnp
 
@@ -15,7 +14,7 @@ from ppo_jax.kl_control import control_kl
 from ppo_jax.losses import importance_weights
 from ppo_jax.masked import masked_whiten
 from ppo_jax.optimizer import learning_rate_factor, make_optimizer
-from ppo_jax.passes import evaluator, score_rollout, sum_by_tokens
+from ppo_jax.passes import evaluator, scoring_passes, sum_by_tokens
 from ppo_jax.reward import (
     combine_scores,
     reference_kl,
@@ -60,6 +59,12 @@ def sample_rollout(
     k_sample, _ = step_keys(state)
     params = assemble(frozen, state.params)
     return sample_with(setup, params, prompts, k_sample, hparams.temperature)
+
+
+def score_rollout(
+    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, rollout: Rollout
+) -> Scored:
+    return scoring_passes(setup, state, frozen, hparams, rollout, step_keys(state)[1])
 
 
 def sample_with(setup: Setup, params: PyTree, prompts: Prompts, key: Array, temperature) -> Rollout:

@@ -1,7 +1,7 @@
 """The clipped-PPO update: epochs × minibatches × microbatches as scans, all on the device.
 
 The public losses are `policy_loss` and `value_loss`. `ppo_update` knows nothing of language models:
-it is handed `evaluate(params, rows) -> Evaluation`, so it serves any policy.
+it is handed `evaluate(params, rows, losses) -> Evaluation`, so it serves any policy.
 """
 
 import functools
@@ -81,15 +81,29 @@ def ppo_update(
 
         def epoch(carry, epoch_key, step=step):
             order_B = jax.random.permutation(epoch_key, rows.mask_BT.shape[0])
-            shuffled = jax.tree.map(lambda x: x[order_B], rows)
-            count = config.ppo.minibatches
-            split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), shuffled)
-            return lax.scan(step, carry, constrain(split))
+            return lax.scan(step, carry, constrain(split_rows(rows, order_B, config)))
 
-        key, sub = jax.random.split(key)
-        carry, stats = lax.scan(epoch, carry, jax.random.split(sub, epochs))
+        key, epoch_keys = _epoch_keys(key, epochs)
+        carry, stats = lax.scan(epoch, carry, epoch_keys)
         history.append(jax.tree.map(lambda x: x.reshape(-1), stats))
     return carry.params, carry.opt_state, _summarise(history)
+
+
+def first_order(config: Config, key: Array) -> Array:
+    """Rows [B] in the order in which the first epoch takes them, of the update with this key."""
+    _, epoch_keys = _epoch_keys(key, epoch_plan(config)[0][1])
+    return jax.random.permutation(epoch_keys[0], config.rollout.batch_size)
+
+
+def _epoch_keys(key: Array, epochs: int) -> tuple[Array, Array]:
+    key, sub = jax.random.split(key)
+    return key, jax.random.split(sub, epochs)
+
+
+def split_rows(rows: PyTree, order_B: Array, config: Config) -> PyTree:
+    """Rows in this order, as [minibatches, rows of one, ...]."""
+    split = lambda x: x[order_B].reshape(config.ppo.minibatches, -1, *x.shape[1:])
+    return jax.tree.map(split, rows)
 
 
 def epoch_plan(config: Config) -> list[tuple[tuple[str, ...], int]]:
@@ -124,13 +138,11 @@ def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze
             elif shared:
                 apply &= ~stop
             transform, learning_rate = getattr(optimisers, group)
-            params[group], opt_state[group] = lax.cond(
-                apply,
-                lambda p, s, g, t=transform, lr=learning_rate: _apply(t, lr, p, s, g),
-                lambda p, s, g: (p, s),
-                carry.params[group],
-                carry.opt_state[group],
-                grads[group],
+            before = carry.params[group], carry.opt_state[group]
+            after = _apply(transform, learning_rate, *before, grads[group])
+            # A choice by element is made in place; a `cond` would hold both states at once.
+            params[group], opt_state[group] = jax.tree.map(
+                lambda new, old, apply=apply: jnp.where(apply, new, old), after, before
             )
         stats |= {"ran": jnp.float32(1), "skipped": 1.0 - finite}
         stats |= {f"grad_norm/{group}": norm for group, norm in norms.items()}

@@ -47,7 +47,7 @@ def tiny_config() -> Config:
         model=ModelOptions(path=None, remat="none"),
         data=DataOptions(path="experiments/data/tiny.jsonl", max_prompt_tokens=12),
         rollout=RolloutOptions(batch_size=8, max_new_tokens=6),
-        ppo=PPOOptions(epochs=2, minibatches=2),
+        ppo=PPOOptions(epochs=2, minibatches=2, token_sizes=2),
         run=RunOptions(iterations=1, progress=False, compile_cache=None),
         hparams=HParams(),
     )

@@ -45,7 +45,7 @@ SHAPE = ModelConfig(
 BASE = Config(
     model=ModelOptions(path=None, shape=SHAPE, compute_dtype="float32", remat="none"),
     rollout=RolloutOptions(batch_size=8, max_new_tokens=6),
-    ppo=PPOOptions(epochs=2, minibatches=2),
+    ppo=PPOOptions(epochs=2, minibatches=2, token_sizes=None),  # by rows: compiles much sooner
     optim=OptimOptions(),
     parallel=ParallelOptions(data=1),
     run=RunOptions(iterations=10, seed=3),

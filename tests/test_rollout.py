@@ -1,7 +1,5 @@
 """What the sampler writes down: stops, lengths, log-probabilities, values, kept ids."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np

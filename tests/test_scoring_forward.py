@@ -115,8 +115,8 @@ def test_final_value_is_that_of_the_state_after_the_last_token():
         np.testing.assert_allclose(values_BT, np.where(real_BT, expected_BU[:, :-1], 0), atol=1e-4)
         np.testing.assert_allclose(last, expected_BU[rows_B, last_B], atol=1e-4)
     # It has read the whole response and nothing of the padding.
-    ids_BT = jnp.where(rollout.mask_BT > 0, rollout.response_ids_BT, 0)
-    for ids_BT, moves in ((ids_BT, False), (ids_BT.at[rows_B, last_B - 1].add(1), True)):
+    same_BT = jnp.where(rollout.mask_BT > 0, rollout.response_ids_BT, 0)
+    for ids_BT, moves in ((same_BT, False), (same_BT.at[rows_B, last_B - 1].add(1), True)):
         again = rollout._replace(response_ids_BT=ids_BT)
         hidden = jit_forward(scorer, policy, again, 1.0).hidden_ZND
         values_BT, last = values_from({"head": head}, scorer, read(again), hidden)

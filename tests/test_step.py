@@ -172,7 +172,7 @@ def test_every_metric_is_there():
         "policy/entropy_avg reward/rule rollout/ended rollout/length_max rollout/length_mean "
         "rollout/logprob_gap rollout/logprob_gap_max rollout/slot_use rollout/tokens "
         "rollout/tokens_total "
-        "update/nonfinite_in_row "
+        "update/nonfinite_in_row update/padding update/parts "
         "update/skipped_nonfinite update/steps val/clipfrac_avg val/error val/num_eos_tokens "
         "val/ratio val/ratio_first_max_dev val/ratio_max_dev val/ratio_var "
         "value/explained_variance".split()

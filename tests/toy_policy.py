@@ -27,7 +27,7 @@ QUICK = {"xla_backend_optimization_level": 0}  # compiling is what takes the tim
 TRANSFORMS = {"adam": optax.scale_by_adam(), "sgd": optax.identity(), "sum": accumulate()}
 
 
-def evaluate(params, rows: Rows) -> Evaluation:
+def evaluate(params, rows: Rows, losses=()) -> Evaluation:
     """The critic shares the policy's hidden state where its weights fit that, else reads x."""
     x_BTF, ids_BT, ref_BTV = rows.data
     hidden_BTD = x_BTF @ params["policy"]["u"]

@@ -43,7 +43,7 @@ BASE = Config(
     ),
     data=DataOptions(max_prompt_tokens=32),
     rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
-    ppo=PPOOptions(epochs=4, minibatches=4),
+    ppo=PPOOptions(epochs=4, minibatches=4, token_sizes=None),
     # As TRL's trainer: gradients are not clipped.
     hparams=HParams(learning_rate=1e-5, kl_coef=0.05, max_grad_norm=None),
 )

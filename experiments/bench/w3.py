@@ -26,6 +26,10 @@ BASE = replace(
         "model.shape.max_positions": 512,
         "data.max_prompt_tokens": 16,
         "rollout.max_new_tokens": 256,
+        "rollout.slots": 16,
+        "rollout.compactions": 4,
+        "ppo.token_sizes": 5,
+        "ppo.microbatches": 8,
         "hparams.learning_rate": 1e-6,
     },
 )

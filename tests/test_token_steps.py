@@ -1,0 +1,80 @@
+"""A step by tokens is the step by rows: the same losses, gradients, state and metrics."""
+
+import jax
+import numpy as np
+import pytest
+
+from ppo_jax.config import replace
+from step_builders import BASE, case, prompts_at
+
+# Rows of 2 to 17 tokens; responses end early now and then.
+RAGGED = {"rollout.max_new_tokens": 12, "model.shape.init_std": 0.3}
+BY_TOKENS = {"ppo.token_sizes": 2}
+CASES = {
+    "shared critic": {},
+    "separate critic, microbatches": {"model.critic": "separate", "ppo.microbatches": 2},
+    "exact KL in the loss": {"reward.kl_estimator": "full", "reward.kl_in": "loss"},
+    "bootstrap, scan, remat": {
+        "ppo.bootstrap_truncated": True,
+        "model.scan_layers": "scan",
+        "model.remat": "full",
+    },
+    "cut sequences dropped": {"reward.drop_truncated": True, "ppo.microbatches": 2},
+    "sampler's logprobs, top-k": {"rollout.old_logprobs": "sampler", "rollout.top_k": 9},
+    "small chunks of logits": {"model.logit_chunk": 5, "ppo.aggregate": "seq-mean"},
+    "adapters": {"model.lora.rank": 2},
+    "no critic": {"ppo.advantage": "reinforce", "rollout.old_logprobs": "recompute"},
+}
+OF_THE_LAYOUT = {"update/padding", "update/parts", "rollout/slot_use"}
+
+
+def outcome(changes, devices=1):
+    built = case(replace(BASE, **RAGGED, **changes), devices)
+    state, metrics, rollout, _ = built.program(
+        built.state, built.frozen, built.hparams, prompts_at(built.setup)
+    )
+    return jax.device_get((state.params, metrics, rollout.lengths_B))
+
+
+def assert_same(got, want, *, atol=3e-5):
+    params, metrics, lengths_B = got
+    assert len(set(lengths_B)) > 2  # ragged, or nothing is tested
+    np.testing.assert_array_equal(lengths_B, want[2])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), params, want[0])
+    for name in metrics.keys() - OF_THE_LAYOUT:
+        np.testing.assert_allclose(
+            metrics[name], want[1][name], rtol=2e-4, atol=2e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_equals_the_step_by_rows(changes):
+    got, want = outcome(changes | BY_TOKENS), outcome(changes)
+    assert_same(got, want)
+    if changes.get("rollout.old_logprobs") != "sampler":
+        assert got[1]["val/ratio_first_max_dev"] <= 1e-5
+    assert 0 <= got[1]["update/padding"] < 1 and got[1]["update/parts"] >= 1
+
+
+def test_does_not_depend_on_the_devices():
+    changes = BY_TOKENS | {"ppo.minibatches": 1, "ppo.microbatches": 2}
+    one = outcome(changes)
+    for devices in (2, 4):
+        assert_same(outcome(changes, devices), one)
+
+
+def test_padding_is_the_share_of_flops_that_no_real_token_needs():
+    """By rows: every row at full width, squares of widths for the attention."""
+    _, metrics, lengths_B = outcome({})
+    prompts_B = prompts_at(case(replace(BASE, **RAGGED)).setup).mask_BP.sum(axis=1)
+    real_B, width = prompts_B + lengths_B - 1, 6 + 12 - 1
+    shape = BASE.model.shape
+    D, H, G, K, F = (
+        shape.embed_dim, shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.mlp_dim
+    )  # fmt: skip
+    dense = 2 * (D * H * K * 2 + 2 * D * G * K + 3 * D * F)
+    flops = lambda tokens, pairs: dense * tokens + 4 * H * K * pairs
+    padded = flops(len(real_B) * width, len(real_B) * width**2)
+    np.testing.assert_allclose(
+        metrics["update/padding"], 1 - flops(real_B.sum(), (real_B**2).sum()) / padded, rtol=1e-5
+    )
