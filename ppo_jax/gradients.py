@@ -52,7 +52,7 @@ def minibatch_gradients(
 ):
     """`gradients(params, rows) -> (statistics, gradients)` of a whole minibatch, the loss among the
     statistics. `losses` = which of "policy" and "value" are in it."""
-    # Models that share nothing go one after the other, so that one's activations are held at once.
+    # Models that share nothing go one after the other, each with a gradient of its own.
     shared = config.model.critic == "shared"
     passes = [losses] if shared else [(loss,) for loss in losses]
 

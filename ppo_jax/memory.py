@@ -17,13 +17,13 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
 from ppo_jax.memory_layers import Held, forward_bytes, saved_bytes, working_bytes
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import init_state
+from ppo_jax.prepare import init_state, without_lm_head
 from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.sampling import MAX_KEPT
 from ppo_jax.slots import REFILL
 from ppo_jax.types import PyTree, TrainState
 
-NEW_STATE = 2.05  # arrays of new parameters and moments beside the old ones, of three
+NEW_STATE = 1.75  # arrays of new parameters and moments beside the old ones, of three: fitted
 CATEGORIES = ("params", "optimiser", "kv", "activations", "logits", "batch")
 
 
@@ -98,9 +98,10 @@ def _abstract_weights(config: Config, model: ModelConfig, critic: ModelConfig | 
             value_trunk = layout(init_adapters(own, lora, key))
             still["base"] = cast_weights(compute(model), trunk)
             if critic is not None and critic != model:
-                still["critic"] = cast_weights(compute(own), layout(init_trunk(own, key)))
+                own_trunk = without_lm_head(layout(init_trunk(own, key)))
+                still["critic"] = cast_weights(compute(own), own_trunk)
         if critic is not None:
-            value["trunk"] = value_trunk
+            value["trunk"] = without_lm_head(value_trunk)
         return init_state(config, {"policy": policy, "value": value}), still
 
     return jax.eval_shape(make, jax.random.key(0))
@@ -272,7 +273,6 @@ def _beside(layers: list[Held]) -> float:
 
 
 def _optimiser(config: Config, state: TrainState) -> dict[str, float]:
-    """All gradients, and new parameters and moments beside a group's old ones: the step may not be
-    applied (`update`)."""
-    largest = max(tree_bytes(group) for group in state.params.values())
-    return {"optimiser": tree_bytes(state.params) + NEW_STATE * largest}
+    """All gradients, and new parameters and moments beside the old ones, of all groups at once: a
+    step that is not applied leaves the old ones, and XLA makes little of it in place (`update`)."""
+    return {"optimiser": (1 + NEW_STATE) * tree_bytes(state.params)}

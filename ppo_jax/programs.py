@@ -13,7 +13,6 @@ import numpy as np
 from ppo_jax import data
 from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import response_texts
-from ppo_jax.flags import xla_options
 from ppo_jax.prepare import Run
 from ppo_jax.rewards import base
 from ppo_jax.sharding import batch_sharding, put_batch, replicated
@@ -113,13 +112,12 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
         return function(run.setup, *arguments)
 
     traced.__name__ = name
-    options = xla_options(jax.default_backend())
     jitted = jax.jit(traced, donate_argnums=0 if donate else (), out_shardings=out_shardings)
 
     def call(*arguments):
         if name not in built.compiled:
             clock = time.monotonic()
-            built.compiled[name] = jitted.lower(*arguments).compile(options)
+            built.compiled[name] = jitted.lower(*arguments).compile()
             built.compile_seconds[name] = time.monotonic() - clock
         return built.compiled[name](*arguments)
 

@@ -140,7 +140,6 @@ def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze
             transform, learning_rate = getattr(optimisers, group)
             before = carry.params[group], carry.opt_state[group]
             after = _apply(transform, learning_rate, *before, grads[group])
-            # A choice by element is made in place; a `cond` would hold both states at once.
             params[group], opt_state[group] = jax.tree.map(
                 lambda new, old, apply=apply: jnp.where(apply, new, old), after, before
             )

@@ -174,8 +174,15 @@ def same(left, right) -> bool:
     )
 
 
+# How the work was laid out, which is no result: it differs by devices, parts and padding.
+OF_THE_LAYOUT = ("parts", "padding", "slot_use", "slot_steps_B", "trunk_flops")
+
+
 def assert_close(left, right, *, rtol=1e-5, atol=1e-6):
+    """Results are close; how the work was laid out may differ."""
     left, right = leaves(left), leaves(right)
     assert left.keys() == right.keys()
     for name in left:
+        if any(of in name for of in OF_THE_LAYOUT):
+            continue
         np.testing.assert_allclose(left[name], right[name], rtol=rtol, atol=atol, err_msg=name)

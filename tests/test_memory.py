@@ -68,6 +68,16 @@ CASES = {
     "long": {"rollout.max_new_tokens": 400, "rollout.batch_size": 16, **GROUPED},
     "lora": {"model.lora.rank": 8, "rollout.batch_size": 64},
     "separate-four-parts": {"model.critic": "separate", "ppo.microbatches": 4},
+    "separate-none": {"model.critic": "separate", "model.remat": "none"},
+    "separate-few-tokens": {  # the optimiser's arrays are most of it
+        "model.critic": "separate",
+        "model.shape.embed_dim": 384,
+        "model.shape.mlp_dim": 1536,
+        "model.shape.num_heads": 6,
+        "model.shape.num_kv_heads": 6,
+        "rollout.batch_size": 4,
+        "rollout.max_new_tokens": 8,
+    },
 }
 WIDTH = 36
 
@@ -107,6 +117,7 @@ WEIGHTS = {
     "whole": {},
     "stacked": {"model.scan_layers": "scan"},
     "separate": {"model.critic": "separate"},
+    "separate-untied": {"model.critic": "separate", "model.shape.tie_embeddings": False},
     "adapters": {"model.lora.rank": 2, "reward.reference": "fixed"},
     "adapters-separate": {"model.lora.rank": 2, "model.critic": "separate"},
     "fixed": {"reward.reference": "fixed", "hparams.reference_decay": None},

@@ -109,7 +109,7 @@ def test_the_mildest_value_that_fits_is_proposed():
 
 
 def test_what_cannot_fit_is_said_to_be_so(monkeypatch):
-    small = Chip("small", "gpu", 1e6, 1e12, 1e15, "made up")
+    small = Chip("small", "gpu", 1e5, 1e12, 1e15, "made up")
     monkeypatch.setattr("ppo_jax.chips.find_chip", lambda name: small)
     made = plan(TINY, TINY.base, H200)
     assert not made.fits and made.advice == []

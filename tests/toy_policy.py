@@ -88,7 +88,7 @@ def program(config: Config, kind: str):
         critic_rate = rate if critic_rate is None else critic_rate
         rates = Optimisers((transform, rate), (transform, critic_rate))
 
-        def hook(params, rows):
+        def hook(params, rows, losses):
             out = evaluate(params, rows)
             return out if exact else out._replace(kl_BT=None)
 
