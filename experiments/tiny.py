@@ -22,7 +22,7 @@ BASE = Config(
     model=ModelOptions(path=None),
     data=DataOptions(path="experiments/data/tiny.jsonl", max_prompt_tokens=12),
     rollout=RolloutOptions(batch_size=64, max_new_tokens=16),
-    ppo=PPOOptions(epochs=2, minibatches=2),
+    ppo=PPOOptions(epochs=2, minibatches=2, token_sizes=2),
     run=RunOptions(iterations=60, checkpoint_every=20),
     hparams=HParams(learning_rate=3e-3, kl_coef=0.01),
 )
