@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ppo_jax.attention import UNSEEN, softcap
 from ppo_jax.config import ModelConfig
 from ppo_jax.types import Array
 
@@ -110,12 +111,8 @@ def _attend(config: ModelConfig, width: int, row_ZN, local, q_ZNHK, k_ZNGK, v_ZN
         "zcqgrk,zcsgk->zcgrqs", q_ZCQGRK, k_ZCSGK, preferred_element_type=jnp.float32
     )
     scores_ZCGRQS *= K**-0.5 if config.attention_scale is None else config.attention_scale
-    if config.attention_softcap is not None:
-        cap = config.attention_softcap
-        scores_ZCGRQS = cap * jnp.tanh(scores_ZCGRQS / cap)
-    # Finite, so that a column that sees nothing has no NaN in its gradient.
-    lowest = -0.7 * jnp.finfo("f4").max
-    scores_ZCGRQS = jnp.where(visible_ZCQS[:, :, None, None], scores_ZCGRQS, lowest)
+    scores_ZCGRQS = softcap(scores_ZCGRQS, config.attention_softcap)
+    scores_ZCGRQS = jnp.where(visible_ZCQS[:, :, None, None], scores_ZCGRQS, UNSEEN)
     weights_ZCGRQS = jax.nn.softmax(scores_ZCGRQS, axis=-1).astype(v_ZCSGK.dtype)
     out_ZCQGRK = jnp.einsum("zcgrqs,zcsgk->zcqgrk", weights_ZCGRQS, v_ZCSGK)
     return out_ZCQGRK.reshape(Z, -1, H, K)[:, :N]

@@ -72,11 +72,6 @@ def blocks_reached(caches: list[Cache], column: Array) -> Array:
     return jnp.sum(jnp.asarray(starts[1:], jnp.int32) <= column, dtype=jnp.int32)
 
 
-def width(caches: list[Cache]) -> int:
-    """Columns of all blocks together."""
-    return sum(k_WGSK.shape[2] for k_WGSK, _ in caches[0])
-
-
 def take_slots(caches: list[Cache], slot_N: Array) -> list[Cache]:
     """The caches of these slots, in arrays of their own."""
     return jax.tree.map(lambda x: x[slot_N], caches)

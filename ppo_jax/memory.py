@@ -70,15 +70,11 @@ def memory_of(config: Config, case: Case) -> Memory:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def abstract_weights(
     config: Config, model: ModelConfig, critic: ModelConfig | None
 ) -> tuple[TrainState, PyTree]:
     """(first state, frozen) as `prepare` makes them, shapes alone: nothing is read or allocated."""
-    return _abstract_weights(config, model, critic)
-
-
-@functools.lru_cache(maxsize=64)
-def _abstract_weights(config: Config, model: ModelConfig, critic: ModelConfig | None):
     stacked = config.model.scan_layers == "scan"
     layout = stack_layers if stacked else lambda params: params
     compute = lambda shape: Decoder(shape, config.model.compute_dtype)

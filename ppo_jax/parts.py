@@ -96,30 +96,25 @@ def sum_over_tokens(
     recipe: ByTokens, tokens_of: Callable, rows: PyTree, function: Callable, add: Callable
 ) -> PyTree:
     """Sum of `function(rows, present_B, size)` over parts by `tokens_of(rows)` [B]."""
-    chosen, rows = _dealt(recipe, tokens_of(rows), rows)
-    one = lambda i: run_part(recipe, chosen, i, lambda *part: function(rows, *part))
-    if recipe.most == 1:
-        return one(jnp.int32(0))
-    return lax.fori_loop(0, chosen.count, lambda i, sums: add(sums, one(i)), _zeros(one, 0))
+    return _sum(recipe, plan(recipe, tokens_of(rows)), rows, function, add)
 
 
 def map_over_tokens(recipe: ByTokens, tokens_B: Array, rows: PyTree, function: Callable) -> PyTree:
     """Results [B, ...] of `function(rows, present_B, size)`, which gives 0 for rows that are not
     present, in the order of `rows`."""
-    chosen, rows = _dealt(recipe, tokens_B, rows)
-    one = lambda i: run_part(recipe, chosen, i, lambda *part: function(rows, *part))
-    add = lambda i, sums: jax.tree.map(jnp.add, sums, one(i))
-    if recipe.most == 1:
-        results = one(jnp.int32(0))
-    else:
-        results = lax.fori_loop(0, chosen.count, add, _zeros(one, 0))
+    chosen = plan(recipe, tokens_B)
+    add = lambda sums, more: jax.tree.map(jnp.add, sums, more)
+    results = _sum(recipe, chosen, rows, function, add)
     back_B = jnp.argsort(chosen.order_B)
     return jax.tree.map(lambda x: x[back_B], results)
 
 
-def _dealt(recipe: ByTokens, tokens_B: Array, rows: PyTree) -> tuple[Plan, PyTree]:
-    chosen = plan(recipe, tokens_B)
-    return chosen, jax.tree.map(lambda x: x[chosen.order_B], rows)
+def _sum(recipe: ByTokens, chosen: Plan, rows: PyTree, function, add) -> PyTree:
+    rows = jax.tree.map(lambda x: x[chosen.order_B], rows)
+    one = lambda i: run_part(recipe, chosen, i, lambda *part: function(rows, *part))
+    if recipe.most == 1:
+        return one(jnp.int32(0))
+    return lax.fori_loop(0, chosen.count, lambda i, sums: add(sums, one(i)), _zeros(one, 0))
 
 
 def _zeros(function, *arguments) -> PyTree:

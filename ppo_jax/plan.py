@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppo_jax import attention, chips, data
+from ppo_jax import attention, chips
 from ppo_jax.arguments import PlanArgs
 from ppo_jax.chips import Chip
 from ppo_jax.config import Config, ModelConfig
@@ -22,7 +22,7 @@ from ppo_jax.plan_advice import advise
 from ppo_jax.plan_report import Phase, Plan, show_plan
 from ppo_jax.prepare import open_critic
 from ppo_jax.validate import check_devices, check_model
-from ppo_jax.workload import random_dataset, workload_of
+from ppo_jax.workload import dataset_of, workload_of
 
 
 def run_plan(experiment: Experiment, config: Config, options: PlanArgs) -> None:
@@ -157,12 +157,7 @@ def _critic_shape(config: Config, source: Source, critic: Source | None) -> Mode
 
 def _prompt_tokens(experiment: Experiment, config: Config, source: Source) -> np.ndarray:
     """Tokens of every prompt there is."""
-    workload = workload_of(experiment)
-    if workload.prompt_tokens is not None:
-        dataset = random_dataset(workload, config, source.config)
-    else:
-        vocab = source.config.vocab_size
-        dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=vocab)
+    dataset = dataset_of(workload_of(experiment), config, source)
     return np.asarray([len(ids) for ids in dataset.prompt_ids])
 
 

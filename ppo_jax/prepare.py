@@ -1,5 +1,7 @@
 """From a config to what the loop works with: weights, first state, what stays frozen."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +12,22 @@ from ppo_jax.config import Config, HParams
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.kl_control import INITIAL_KL_ERROR
-from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
+from ppo_jax.loading import (
+    Source,
+    load_adapters,
+    load_critic,
+    load_trunk,
+    open_source,
+    resolve_options,
+)
 from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.optimizer import make_optimizer
-from ppo_jax.rewards.base import Part
+from ppo_jax.rewards.base import Part, check_columns, parse_rewards
 from ppo_jax.sharding import make_mesh, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
+from ppo_jax.validate import check_model
 
 # Folded in for the first adapters: no iteration of a run has these numbers.
 LORA_KEY, CRITIC_LORA_KEY = 2**31 - 3, 2**31 - 4
@@ -41,6 +51,42 @@ class Run(NamedTuple):
     @property
     def has_host_reward(self) -> bool:
         return any(part.host is not None for part in self.parts)
+
+
+class Opened(NamedTuple):
+    """All that a run is made of, read and held against each other; no weights yet."""
+
+    config: Config  # with the model's options resolved
+    source: Source
+    critic: Source | None
+    dataset: data.Dataset
+    parts: list[Part]
+
+
+def open_run_of(
+    config: Config, reward: Any, dataset_of: Callable[[Config, Source], data.Dataset]
+) -> Opened:
+    """Open the models, the data and the rewards. Raises ConfigError or DataError."""
+    source = open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        base_path=config.model.base_path,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    critic = open_critic(config, source)
+    config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
+    dataset = dataset_of(config, source)
+    check_model(config, source.config, data.prompt_width(dataset))
+    parts = parse_rewards(reward)
+    for part in parts:
+        check_columns(part, dataset.columns)
+    return Opened(config, source, critic, dataset, parts)
+
+
+def read_dataset(config: Config, source: Source) -> data.Dataset:
+    """The prompts of `data.path`."""
+    return data.load_dataset(config.data, source.tokenizer, vocab_size=source.config.vocab_size)
 
 
 def prepare(

@@ -15,9 +15,9 @@ from ppo_jax.errors import NumericalError
 from ppo_jax.evaluate import make_evaluation, pad_rows, response_texts
 from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import whole_folder
-from ppo_jax.loading import Source, open_source, resolve_options
+from ppo_jax.loading import Source
 from ppo_jax.metrics import open_metrics, read_metrics, throughput, to_host
-from ppo_jax.prepare import Run, open_critic, prepare
+from ppo_jax.prepare import Run, open_run_of, prepare, read_dataset
 from ppo_jax.profile import peak_memory_bytes, profiled
 from ppo_jax.programs import (
     Finished,
@@ -28,7 +28,6 @@ from ppo_jax.programs import (
     memory_bytes,
 )
 from ppo_jax.reward import combine_scores
-from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.run_folder import (
     RunFolder,
     open_run,
@@ -39,7 +38,7 @@ from ppo_jax.run_folder import (
     write_status,
 )
 from ppo_jax.types import PyTree, TrainState
-from ppo_jax.validate import check_devices, check_model
+from ppo_jax.validate import check_devices
 from ppo_jax.weights import save_beside
 
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
@@ -51,20 +50,8 @@ def train(config: Config, experiment: Experiment) -> None:
     check_devices(config, len(jax.devices()))
     _use_compile_cache(config.run.compile_cache)
     config = _as_begun(config, experiment.name)
-    source = open_source(
-        config.model.path,
-        config.model.shape,
-        seed=config.run.seed,
-        base_path=config.model.base_path,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    critic = open_critic(config, source)
-    config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
-    dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=source.config.vocab_size)
-    check_model(config, source.config, data.prompt_width(dataset))
-    parts = parse_rewards(experiment.reward)
-    for part in parts:
-        check_columns(part, dataset.columns)
+    opened = open_run_of(config, experiment.reward, read_dataset)
+    config, source, critic, dataset, parts = opened
     folder = open_run(config, experiment.name)
     weights = {part.name: part.weight for part in parts}
     write_env(folder, {"rewards": weights, "attention": _kernels(config, source, critic)})

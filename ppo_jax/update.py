@@ -114,7 +114,7 @@ def epoch_plan(config: Config) -> list[tuple[tuple[str, ...], int]]:
         (("policy",), config.ppo.epochs - both),
         (("value",), config.value_epochs - both),
     ]
-    return [(parts, epochs) for parts, epochs in plan if epochs > 0]
+    return [(losses, epochs) for losses, epochs in plan if epochs > 0]
 
 
 def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze):

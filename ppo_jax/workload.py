@@ -1,6 +1,7 @@
 """A workload: an experiment whose prompts may be random ids, made ready to be timed."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,10 @@ from ppo_jax import data
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
-from ppo_jax.loading import open_source, resolve_options
-from ppo_jax.prepare import Run, open_critic, prepare
-from ppo_jax.rewards.base import check_columns, parse_rewards
+from ppo_jax.loading import Source
+from ppo_jax.prepare import Run, open_run_of, prepare, read_dataset
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
-from ppo_jax.validate import check_config, check_model
+from ppo_jax.validate import check_config
 
 BATCHES = 8  # different ones; the next iterations repeat them
 
@@ -66,26 +66,16 @@ def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainSta
     Raises ConfigError or DataError where training would.
     """
     workload = workload_of(experiment)
-    source = open_source(
-        config.model.path,
-        config.model.shape,
-        seed=config.run.seed,
-        base_path=config.model.base_path,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    critic = open_critic(config, source)
-    config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
-    if workload.prompt_tokens is None:
-        dataset = data.load_dataset(
-            config.data, source.tokenizer, vocab_size=source.config.vocab_size
-        )
-    else:
-        dataset = random_dataset(workload, config, source.config)
-    check_model(config, source.config, data.prompt_width(dataset))
-    parts = parse_rewards(experiment.reward)
-    for part in parts:
-        check_columns(part, dataset.columns)
+    opened = open_run_of(config, experiment.reward, functools.partial(dataset_of, workload))
+    config, source, critic, dataset, parts = opened
     return prepare(config, source, dataset, parts, critic)
+
+
+def dataset_of(workload: Workload, config: Config, source: Source) -> data.Dataset:
+    """Random prompts, or those of `data.path`."""
+    if workload.prompt_tokens is None:
+        return read_dataset(config, source)
+    return random_dataset(workload, config, source.config)
 
 
 def random_dataset(workload: Workload, config: Config, model: ModelConfig) -> data.Dataset:

@@ -17,7 +17,7 @@ ORDER = """
     sharding
     tokenizer data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
-    stream attention_kernels attention_band kv_cache attention decoder stream_attention rope layers
+    stream attention_kernels kv_cache attention attention_band decoder stream_attention rope layers
     model lora cost peft_folder model_folder
     quantize rollout_weights
     rewards sampling microbatch parts chunks slots rollout scoring setup

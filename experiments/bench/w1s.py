@@ -3,7 +3,7 @@
     ppo-jax bench w1s
 
 Bar: at least 1.5 times the speed of TRL's PPOTrainer on W1, whose critic is a model of its own.
-Expected: about 5 s an iteration on two cores.
+Expected: not measured yet.
 """
 
 from pathlib import Path

@@ -4,7 +4,7 @@
 
 8 layers, d 512, 8 heads, MLP 2048, vocabulary 8192; 16 prompts of 64 tokens, responses of exactly
 128, 4 epochs of 4 minibatches, separate critic, float32. Bars as for W1; peak memory (arguments and
-temporaries of the compiled step, and RSS) at most 0.8 times TRL's. Expected: about 35 s an
+temporaries of the compiled step, and RSS) at most 0.8 times TRL's. Expected: about 41 s an
 iteration on two cores.
 """
 

@@ -3,7 +3,7 @@
     ppo-jax bench w3s
 
 Bar: at least 3.5 times the speed of TRL's PPOTrainer on W3, whose critic is a model of its own.
-Expected: about 2.5 s an iteration on two cores.
+Expected: not measured yet.
 """
 
 from pathlib import Path
