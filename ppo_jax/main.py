@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ppo_jax import __version__, arguments
 from ppo_jax.errors import ConfigError, PPOJaxError
+from ppo_jax.xla_flags import set_flags
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
 # after its flags have been read.
@@ -58,6 +59,7 @@ one beside it. Every field of a workload's BASE is a flag: `ppo-jax bench WORKLO
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (usage errors found by tyro raise SystemExit(2))."""
+    set_flags()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)

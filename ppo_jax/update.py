@@ -137,11 +137,12 @@ def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze
                 apply &= ~(freeze | stop)
             elif shared:
                 apply &= ~stop
-            transform, learning_rate = getattr(optimisers, group)
-            before = carry.params[group], carry.opt_state[group]
-            after = _apply(transform, learning_rate, *before, grads[group])
-            params[group], opt_state[group] = jax.tree.map(
-                lambda new, old, apply=apply: jnp.where(apply, new, old), after, before
+            params[group], opt_state[group] = _apply_if(
+                apply,
+                *getattr(optimisers, group),
+                carry.params[group],
+                carry.opt_state[group],
+                grads[group],
             )
         stats |= {"ran": jnp.float32(1), "skipped": 1.0 - finite}
         stats |= {f"grad_norm/{group}": norm for group, norm in norms.items()}
@@ -182,9 +183,19 @@ def _norm(tree):
     return clip_by_global_norm(tree, None)[1]
 
 
-def _apply(transform, learning_rate, params, opt_state, grads):
-    updates, opt_state = transform.update(grads, opt_state, params)
-    return apply_updates(params, updates, learning_rate), opt_state
+def _apply_if(apply: Array, transform, learning_rate: Array, params, opt_state, grads):
+    """(params, opt_state) after an optimiser step, or as they are.
+
+    A branch, not a selection between old and new: XLA writes the new ones over the old ones only
+    where no later operation reads both.
+    """
+
+    def step(params, opt_state, grads):
+        updates, opt_state = transform.update(grads, opt_state, params)
+        return apply_updates(params, updates, learning_rate), opt_state
+
+    leave = lambda params, opt_state, grads: (params, opt_state)
+    return lax.cond(apply, step, leave, params, opt_state, grads)
 
 
 def _summarise(history: list[dict]) -> dict[str, Array]:

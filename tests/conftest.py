@@ -11,6 +11,10 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from ppo_jax.xla_flags import set_flags
+
+set_flags()
+
 import jax
 import pytest
 

@@ -28,6 +28,7 @@ BASE = replace(
         "data.max_prompt_tokens": 64,
         "rollout.batch_size": 16,
         "rollout.max_new_tokens": 128,
+        "ppo.microbatches": 2,  # memory
     },
 )
 REWARD = _w1.reward

@@ -20,6 +20,7 @@ from ppo_jax.prepare import Run
 from ppo_jax.programs import largest_memory, make_stepper
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.workload import Workload, load_workload, workload_batch, workload_of
+from ppo_jax.xla_flags import set_flags
 
 WORKLOADS = Path(__file__).resolve().parent.parent
 
@@ -90,6 +91,7 @@ def serve(run: Run, workload: Workload, state: TrainState, frozen: PyTree, sessi
 
 
 def main() -> None:
+    set_flags()  # as the command line does
     arguments = parse_arguments()
     session = open_session(arguments)
     path = Path(arguments.workload)
