@@ -104,7 +104,7 @@ def _train(words: list[str]) -> None:
             f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own code is "
             "asked for on the command line alone: --model.trust_remote_code True"
         )
-    config = _parse_config(f"train {words[0]}", words[1:], experiment)
+    config = parse_config(f"train {words[0]}", words[1:], experiment)
     from ppo_jax.validate import check_config
 
     check_config(config)
@@ -120,7 +120,7 @@ def _plan(words: list[str]) -> None:
     own, rest = arguments.split_words(words[1:])
     args = _parse(arguments.PlanArgs, f"plan {words[0]}", own)
     _check(args)
-    config = _parse_config(f"plan {words[0]}", rest, experiment)
+    config = parse_config(f"plan {words[0]}", rest, experiment)
     from ppo_jax.workload import check_workload
 
     check_workload(config, experiment)
@@ -149,7 +149,7 @@ def _bench(words: list[str]) -> None:
     asked = []
     for name in names:
         experiment = load_experiment(name, WORKLOADS)
-        config = _parse_config(f"bench {name}", rest, experiment)
+        config = parse_config(f"bench {name}", rest, experiment)
         check_workload(config, experiment)
         asked.append((experiment, config))
     from ppo_jax.bench import bench
@@ -217,7 +217,7 @@ def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Pars
     )
 
 
-def _parse_config(command: str, words: list[str], experiment):
+def parse_config(command: str, words: list[str], experiment):
     """The experiment's BASE with the flags' values in it."""
     base = experiment.base
     return _parse(type(base), command, words, default=base, description=experiment.doc)

@@ -20,5 +20,5 @@ def set_flags() -> None:
     """Add them to XLA_FLAGS for this process and its children; what is already there wins."""
     present = os.environ.get("XLA_FLAGS", "")
     wanted = {name: value for flags in FLAGS.values() for name, value in flags.items()}
-    added = [f"--{name}={value}" for name, value in wanted.items() if name not in present]
+    added = [f"--{name}={value}" for name, value in wanted.items() if f"--{name}=" not in present]
     os.environ["XLA_FLAGS"] = " ".join([*present.split(), *added])
