@@ -148,19 +148,15 @@ def softcap(x: Array, cap: float | None) -> Array:
 
 
 def _xla(config: ModelConfig, q_BQHK, k_BSGK, v_BSGK, visible_B1QS) -> Array:
-    scale, cap = config.attention_scale, config.attention_softcap
-    if cap is None:
-        return jax.nn.dot_product_attention(
-            q_BQHK, k_BSGK, v_BSGK, mask=visible_B1QS, scale=scale, implementation="xla"
-        )
-    B, Q, H, K = q_BQHK.shape
-    G = k_BSGK.shape[2]
-    q_BQGRK = q_BQHK.reshape(B, Q, G, H // G, K)
-    scores_BGRQS = jnp.einsum(
-        "bqgrk,bsgk->bgrqs", q_BQGRK, k_BSGK, preferred_element_type=jnp.float32
-    )
-    scores_BGRQS = scores_BGRQS * (K**-0.5 if scale is None else scale)
-    scores_BGRQS = softcap(scores_BGRQS, cap)
-    scores_BGRQS = jnp.where(visible_B1QS[:, :, None], scores_BGRQS, UNSEEN)
-    weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)
-    return jnp.einsum("bgrqs,bsgk->bqgrk", weights_BGRQS, v_BSGK).reshape(B, Q, H, K)
+    # Heads beside rows: on the CPU the gradient takes three quarters of the time that it takes with
+    # heads inside, and repeated keys cost less than a product over groups.
+    group = config.num_heads // config.num_kv_heads
+    q_BHQK = q_BQHK.transpose(0, 2, 1, 3)
+    k_BHSK, v_BHSK = (jnp.repeat(x.transpose(0, 2, 1, 3), group, 1) for x in (k_BSGK, v_BSGK))
+    scores_BHQS = jnp.einsum("bhqk,bhsk->bhqs", q_BHQK, k_BHSK, preferred_element_type=jnp.float32)
+    scale = config.attention_scale
+    scores_BHQS = scores_BHQS * (q_BQHK.shape[-1] ** -0.5 if scale is None else scale)
+    scores_BHQS = softcap(scores_BHQS, config.attention_softcap)
+    weights_BHQS = jax.nn.softmax(jnp.where(visible_B1QS, scores_BHQS, UNSEEN), axis=-1)
+    out_BHQK = jnp.einsum("bhqs,bhsk->bhqk", weights_BHQS.astype(v_BSGK.dtype), v_BHSK)
+    return out_BHQK.transpose(0, 2, 1, 3)

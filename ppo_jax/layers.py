@@ -63,7 +63,8 @@ def _product_backward(saved, grad):
     if D <= F:
         grad_DF = lax.dot_general(x_ND, grad_NF, over_rows)
     else:
-        grad_DF = lax.dot_general(grad_NF, x_ND, over_rows).T
+        # Without the barrier XLA takes the transpose into the product, and is back where it was.
+        grad_DF = lax.optimization_barrier(lax.dot_general(grad_NF, x_ND, over_rows)).T
     return grad @ kernel_DF.T, grad_DF
 
 

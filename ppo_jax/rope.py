@@ -10,7 +10,8 @@ from ppo_jax.types import Array
 
 
 class Rotation(NamedTuple):
-    """cos and sin [B, S, R/2] of the rotary angles, float32; R dimensions of a head rotate."""
+    """cos [B, S, R] of the rotary angles, each twice, and their sin, first below zero; float32. The
+    first R dimensions of a head rotate."""
 
     cos: Array
     sin: Array
@@ -57,7 +58,9 @@ def rotations(config: ModelConfig, positions_BS: Array) -> Rotations | None:
     def rotation(local: bool) -> Rotation:
         per_position = frequencies(config, local=local)[None, None]
         angles_BSR = positions_BS[..., None].astype(jnp.float32) * per_position
-        return Rotation(jnp.cos(angles_BSR), jnp.sin(angles_BSR))
+        cos_BSR, sin_BSR = jnp.cos(angles_BSR), jnp.sin(angles_BSR)
+        twice = lambda a, b: jnp.concatenate([a, b], axis=-1)
+        return Rotation(twice(cos_BSR, cos_BSR), twice(-sin_BSR, sin_BSR))
 
     full = rotation(local=False)
     return Rotations(full, full if config.local_rope_theta is None else rotation(local=True))
@@ -75,7 +78,8 @@ def pick(both: Rotations | None, local: bool | Array) -> Rotation | None:
 def rotate(x_BSHK: Array, rotation: Rotation) -> Array:
     """The first R dimensions of every head, in Hugging Face's half-split order, in float32."""
     cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
-    R = 2 * cos.shape[-1]
-    a, b = jnp.split(x_BSHK[..., :R].astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BSHK.dtype)
+    R = cos.shape[-1]
+    x = x_BSHK[..., :R].astype(jnp.float32)
+    # Turned by half a head: joining halves computed apart is scalar code on the CPU.
+    turned = (x * cos + jnp.roll(x, R // 2, axis=-1) * sin).astype(x_BSHK.dtype)
     return turned if x_BSHK.shape[-1] == R else jnp.concatenate([turned, x_BSHK[..., R:]], axis=-1)
