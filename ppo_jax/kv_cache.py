@@ -52,10 +52,17 @@ def write_token(cache: Cache, k_W1GK: Array, v_W1GK: Array, column_W: Array) -> 
 
 def write_prompts(caches: list[Cache], prompts: list[tuple[Array, Array]], slot_R: Array):
     """Caches with the prompts' (k, v) [R, G, P, K] of each layer in these slots; a slot that does
-    not exist is dropped."""
+    not exist is dropped. As many prompts as slots go to all of them, in order."""
+    W, R = caches[0][0][0].shape[0], slot_R.shape[0]
+    source_W = jnp.full((W,), -1, jnp.int32).at[slot_R].set(jnp.arange(R), mode="drop")
+    given_W111 = (source_W >= 0)[:, None, None, None]
 
     def put(old: Array, new: Array) -> Array:
-        return old.at[slot_R, :, : new.shape[2]].set(new, mode="drop")
+        # Each slot looks for its prompt: a scatter of rows is a loop of small copies on a TPU.
+        P = new.shape[2]
+        if R < W:
+            new = jnp.where(given_W111, new[source_W], old[:, :, :P])
+        return old.at[:, :, :P].set(new)
 
     return [
         [tuple(map(put, cache[0], prompt)), *cache[1:]]

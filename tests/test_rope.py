@@ -30,10 +30,11 @@ def test_rope_matches_the_published_formula(scaling, head_dim, theta):
     np.testing.assert_allclose(frequencies(config), expected, rtol=3e-6)
     positions_BS = np.random.default_rng(0).integers(0, 500, size=(3, 11))
     both = rotations(config, jnp.asarray(positions_BS))
-    angles_BSK = positions_BS[..., None] * expected
+    angles_BSR = positions_BS[..., None] * expected
     assert both.local is both.full  # one theta, one set of angles
-    np.testing.assert_allclose(both.full.cos, np.cos(angles_BSK), atol=2e-4)
-    np.testing.assert_allclose(both.full.sin, np.sin(angles_BSK), atol=2e-4)
+    cos_BSR, sin_BSR = np.cos(angles_BSR), np.sin(angles_BSR)
+    np.testing.assert_allclose(both.full.cos, np.concatenate([cos_BSR, cos_BSR], -1), atol=2e-4)
+    np.testing.assert_allclose(both.full.sin, np.concatenate([-sin_BSR, sin_BSR], -1), atol=2e-4)
 
 
 def test_local_layers_have_a_theta_of_their_own_and_no_scaling():

@@ -47,6 +47,8 @@ BASE = Config(
     rollout=RolloutOptions(
         batch_size=256,
         max_new_tokens=256,
+        slots=96,
+        compactions=3,
         stop_token_ids=tuple(range(VOCABULARY - VOCABULARY // 100, VOCABULARY)),
     ),
     ppo=PPOOptions(epochs=4, minibatches=4),

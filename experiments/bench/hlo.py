@@ -131,8 +131,8 @@ def decode_loops(text: str) -> list[dict[str, int]]:
     computations, _ = parse(text)
     found = []
     for op in loops(computations):
-        inside = "rollout" in op.scope.split("/") and op.trips is None
-        if inside and "while/body" not in op.scope.partition("rollout")[2]:
+        # What the compiler has made loops of, a scatter say, has another name in the end.
+        if op.trips is None and op.scope.endswith("rollout/while"):
             found.append(launches(computations, op.bodies[0])._asdict())
     return found
 
