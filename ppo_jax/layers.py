@@ -1,5 +1,6 @@
 """One block of the decoder, in Flax linen: norms, matrices with their adapters, attention, MLP."""
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,8 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
 }
+# Kernels that read the same input: some models, and the sampler's copy, hold them side by side.
+SIDE_BY_SIDE = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 class Norm(nn.Module):
@@ -111,26 +114,34 @@ class Block(nn.Module):
         norm = lambda name: Norm(self.decoder, name=name)
         dense = lambda features, name, bias: Linear(self.decoder, features, bias, name=name)
 
-        out_BSD, cache = _attention(config, dense, norm, norm("attn_norm")(x_BSD), rotation, attend)
+        def several(h_BSD, whole: str, widths: tuple[int, ...], bias: bool, joined=False):
+            """h @ each of the kernels of `whole`, which may be one kernel."""
+            if joined or self.has_variable("params", whole):
+                y_BSF = dense(sum(widths), whole, bias)(h_BSD)
+                return jnp.split(y_BSF, list(itertools.accumulate(widths))[:-1], axis=-1)
+            names = zip(widths, SIDE_BY_SIDE[whole], strict=True)
+            return [dense(width, name, bias)(h_BSD) for width, name in names]
+
+        h_BSD = norm("attn_norm")(x_BSD)
+        out_BSD, cache = _attention(config, dense, several, norm, h_BSD, rotation, attend)
         if config.parallel_residual:
-            return x_BSD + out_BSD + _mlp(config, dense, norm("mlp_norm")(x_BSD)), cache
+            h_BSD = norm("mlp_norm")(x_BSD)
+            return x_BSD + out_BSD + _mlp(config, dense, several, h_BSD), cache
         if config.sandwich_norm:
             out_BSD = norm("post_attn_norm")(out_BSD)
         x_BSD = x_BSD + out_BSD
-        out_BSD = _mlp(config, dense, norm("mlp_norm")(x_BSD))
+        out_BSD = _mlp(config, dense, several, norm("mlp_norm")(x_BSD))
         if config.sandwich_norm:
             out_BSD = norm("post_mlp_norm")(out_BSD)
         return x_BSD + out_BSD, cache
 
 
-def _attention(config: ModelConfig, dense, norm, h_BSD, rotation, attend) -> tuple[Array, object]:
+def _attention(config: ModelConfig, dense, several, norm, h_BSD, rotation, attend):
+    """(out [B, S, D], cache)."""
     width, kv_width = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
     heads = lambda y_BSF: y_BSF.reshape(*y_BSF.shape[:2], -1, config.head_dim)
-    if config.fused_qkv:
-        qkv = jnp.split(dense(3 * width, "qkv", config.qkv_bias)(h_BSD), 3, axis=-1)
-    else:
-        widths = {"q": width, "k": kv_width, "v": kv_width}
-        qkv = [dense(size, name, config.qkv_bias)(h_BSD) for name, size in widths.items()]
+    widths = width, kv_width, kv_width
+    qkv = several(h_BSD, "qkv", widths, config.qkv_bias, config.fused_qkv)
     q_BSHK, k_BSGK, v_BSGK = map(heads, qkv)
     if config.qk_norm:
         q_BSHK, k_BSGK = norm("q_norm")(q_BSHK), norm("k_norm")(k_BSGK)
@@ -141,11 +152,11 @@ def _attention(config: ModelConfig, dense, norm, h_BSD, rotation, attend) -> tup
     return dense(config.embed_dim, "o", config.out_bias)(out_BSF), cache
 
 
-def _mlp(config: ModelConfig, dense, h_BSD) -> Array:
-    activate = ACTIVATIONS[config.activation]
-    up_BSF = dense(config.mlp_dim, "up", config.mlp_bias)(h_BSD)
+def _mlp(config: ModelConfig, dense, several, h_BSD) -> Array:
+    activate, width = ACTIVATIONS[config.activation], config.mlp_dim
     if config.gated_mlp:
-        h_BSF = activate(dense(config.mlp_dim, "gate", config.mlp_bias)(h_BSD)) * up_BSF
+        gate_BSF, up_BSF = several(h_BSD, "gate_up", (width, width), config.mlp_bias)
+        h_BSF = activate(gate_BSF) * up_BSF
     else:
-        h_BSF = activate(up_BSF)
+        h_BSF = activate(dense(width, "up", config.mlp_bias)(h_BSD))
     return dense(config.embed_dim, "down", config.mlp_bias)(h_BSF)

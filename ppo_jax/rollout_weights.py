@@ -2,7 +2,11 @@
 
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
+
 from ppo_jax.decoder import Decoder
+from ppo_jax.layers import SIDE_BY_SIDE
 from ppo_jax.lora import merge
 from ppo_jax.model import cast_weights, unstack_layers
 from ppo_jax.quantize import quantize_layers
@@ -16,11 +20,28 @@ def rollout_copy(
 
     Adapters are merged into their kernels, so that a step of decoding costs what it does without
     them. In bfloat16 a change below a kernel's last bit is lost on the way; `unmerged` keeps the
-    adapters beside the kernels, as the training forward has them.
+    adapters beside the kernels, as the training forward has them. Where the copy's kernels are not
+    the trained arrays anyway, those that read the same input are joined into one.
     """
     trunk = unstack_layers(trunk)
     if weights != "unmerged":
         trunk = merge(trunk, decoder.lora_scale)
     if weights == "int8":
         trunk = quantize_layers(trunk)  # from the unrounded weights
-    return cast_weights(decoder, trunk)
+    trunk = cast_weights(decoder, trunk)
+    if weights != "unmerged" and (weights == "int8" or decoder.dtype != "float32"):
+        trunk = {**trunk, "layers": [join(layer) for layer in trunk["layers"]]}
+    return trunk
+
+
+def join(layer: PyTree) -> PyTree:
+    """A layer with the kernels of queries, keys and values side by side, and those of gate and up.
+
+    XLA on a GPU would join them itself, and write all of them again at every token.
+    """
+    for whole, parts in SIDE_BY_SIDE.items():
+        if all(name in layer for name in parts):
+            side_by_side = lambda *arrays: jnp.concatenate(arrays, axis=-1)
+            joined = jax.tree.map(side_by_side, *(layer[name] for name in parts))
+            layer = {k: v for k, v in layer.items() if k not in parts} | {whole: joined}
+    return layer

@@ -12,7 +12,11 @@ FLAGS = {
         # Schedules for concurrency hold more arrays at a time, and two cores gain nothing by them.
         "xla_cpu_enable_concurrency_optimized_scheduler": "false",
     },
-    "gpu": {},
+    "gpu": {
+        # Products that share an operand are not joined: at every token of the decode loop XLA would
+        # copy the kernels, or the blocks of the cache, next to each other first.
+        "xla_gpu_dot_merger_threshold_mb": "0",
+    },
 }
 
 

@@ -12,11 +12,11 @@ from family_configs import FAMILIES, VOCAB, first_case, model_config
 from ppo_jax.config import LoraOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.hf_tensors import matrices
-from ppo_jax.layers import Linear
+from ppo_jax.layers import SIDE_BY_SIDE, Linear
 from ppo_jax.lora import attach, init_adapters
 from ppo_jax.model import prefill, stack_layers, trunk, unembed
 from ppo_jax.quantize import quantize, quantize_layers
-from ppo_jax.rollout_weights import rollout_copy
+from ppo_jax.rollout_weights import join, rollout_copy
 
 LLAMA = model_config("llama-gqa")
 B, S = 8, 16
@@ -101,10 +101,11 @@ def test_only_the_layers_matrices_are_8_bits_wide(family, dtype):
     config = model_config(first_case(family))
     params = trunk_params(config, seed=2)
     copy = rollout_copy(Decoder(config, dtype), stack_layers(params), "int8")
-    plain = rollout_copy(Decoder(config, dtype), params)
+    plain = rollout_copy(Decoder(config, dtype), params, "unmerged")  # matrices of their own
+    plain = {**plain, "layers": [join(layer) for layer in plain["layers"]]}
     found = dict(jax.tree_util.tree_leaves_with_path(copy))
     eight_bits = [path for path, x in found.items() if x.dtype == jnp.int8]
-    assert len(eight_bits) == config.num_layers * len(matrices(config))
+    assert len(eight_bits) == sum("kernel" in m for x in plain["layers"] for m in x.values())
     assert all(path[0].key == "layers" and path[-1].key == "kernel" for path in eight_bits)
     for path, x in jax.tree_util.tree_leaves_with_path(plain):
         if path not in eight_bits:  # embeddings, head, norms and biases
@@ -142,17 +143,24 @@ def test_adapters_are_merged_first_and_not_rounded(dtype):
     for layer, under, beside in zip(
         copy["layers"], base["layers"], adapters["layers"], strict=True
     ):
-        assert layer["q"].keys() == layer["v"].keys() == {"kernel", "kernel_scale"}
-        for module, parts in under.items():
-            if "kernel" not in parts:
-                continue
-            exact_DF = np.asarray(parts["kernel"], np.float64)
+        exact = {}
+        for module in ("q", "k", "v", "o", "gate", "up", "down"):
+            exact[module] = np.asarray(under[module]["kernel"], np.float64)
             if module in beside:
                 a, b = (np.asarray(beside[module][n], np.float64) for n in ("lora_a", "lora_b"))
-                exact_DF = exact_DF + 0.5 * a @ b
-            scale_F = np.asarray(layer[module]["kernel_scale"], np.float64)
-            steps_DF = np.asarray(layer[module]["kernel"], np.float64)
-            assert (np.abs(steps_DF * scale_F - exact_DF) <= 0.501 * scale_F).all(), module
+                exact[module] = exact[module] + 0.5 * a @ b
+        assert {name for name, m in layer.items() if "kernel" in m} == {
+            "qkv",
+            "o",
+            "gate_up",
+            "down",
+        }
+        for whole, parts in {**SIDE_BY_SIDE, "o": ("o",), "down": ("down",)}.items():
+            assert layer[whole].keys() == {"kernel", "kernel_scale"}
+            exact_DF = np.concatenate([exact[module] for module in parts], axis=1)
+            scale_F = np.asarray(layer[whole]["kernel_scale"], np.float64)
+            steps_DF = np.asarray(layer[whole]["kernel"], np.float64)
+            assert (np.abs(steps_DF * scale_F - exact_DF) <= 0.501 * scale_F).all(), whole
 
 
 @functools.partial(jax.jit, static_argnums=0)

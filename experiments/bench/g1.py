@@ -49,6 +49,7 @@ BASE = Config(
         max_new_tokens=256,
         slots=96,
         compactions=3,
+        cache_widths=1,
         stop_token_ids=tuple(range(VOCABULARY - VOCABULARY // 100, VOCABULARY)),
     ),
     ppo=PPOOptions(epochs=4, minibatches=4),

@@ -39,8 +39,9 @@ BASE = Config(
         compute_dtype="bfloat16",
     ),
     data=DataOptions(max_prompt_tokens=256),
-    rollout=RolloutOptions(batch_size=256, max_new_tokens=512),
-    ppo=PPOOptions(epochs=4, minibatches=4),
+    rollout=RolloutOptions(batch_size=256, max_new_tokens=512, cache_widths=3),
+    # By padded rows: there is no padding, and rows have cuDNN's attention.
+    ppo=PPOOptions(epochs=4, minibatches=4, token_sizes=None),
     hparams=HParams(learning_rate=1e-6, kl_coef=0.05, max_grad_norm=None),
 )
 
