@@ -20,7 +20,7 @@ ACTIVATIONS = {
     "relu": nn.relu,
 }
 # Kernels that read the same input: some models, and the sampler's copy, hold them side by side.
-SIDE_BY_SIDE = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+SIDE_BY_SIDE = {"qkv": ("q", "k", "v"), "up_gate": ("up", "gate")}
 
 
 class Norm(nn.Module):
@@ -155,7 +155,7 @@ def _attention(config: ModelConfig, dense, several, norm, h_BSD, rotation, atten
 def _mlp(config: ModelConfig, dense, several, h_BSD) -> Array:
     activate, width = ACTIVATIONS[config.activation], config.mlp_dim
     if config.gated_mlp:
-        gate_BSF, up_BSF = several(h_BSD, "gate_up", (width, width), config.mlp_bias)
+        up_BSF, gate_BSF = several(h_BSD, "up_gate", (width, width), config.mlp_bias)
         h_BSF = activate(gate_BSF) * up_BSF
     else:
         h_BSF = activate(dense(width, "up", config.mlp_bias)(h_BSD))

@@ -6,6 +6,7 @@ them is modelled phase by phase, from what XLA keeps of a layer (`memory_layers`
 """
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from ppo_jax.config import Config, ModelConfig
 from ppo_jax.cost import FLOAT32, head_params, item_bytes, kv_bytes, layer_params
 from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
-from ppo_jax.memory_layers import Held, forward_bytes, saved_bytes, working_bytes
+from ppo_jax.memory_layers import Held, backward_bytes, forward_bytes, saved_bytes
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
 from ppo_jax.prepare import init_state, without_lm_head
 from ppo_jax.rollout_weights import rollout_copy
@@ -23,7 +24,6 @@ from ppo_jax.sampling import MAX_KEPT
 from ppo_jax.slots import REFILL
 from ppo_jax.types import PyTree, TrainState
 
-NEW_STATE = 1.75  # arrays of new parameters and moments beside the old ones, of three: fitted
 CATEGORIES = ("params", "optimiser", "kv", "activations", "logits", "batch")
 
 
@@ -58,9 +58,10 @@ def memory_of(config: Config, case: Case) -> Memory:
     extra = {
         "rollout": _rollout(config, case, state, frozen),
         "score": _score(config, case),
-        "head": _head(config, case),
+        "head": _head(config, case, state),
         "layers": _layers(config, case, state),
-        "optimiser": _optimiser(config, state),
+        # All gradients: new parameters and moments are written over the old ones (`update`).
+        "optimiser": {"optimiser": tree_bytes(state.params)},
     }
     return Memory(
         {
@@ -152,17 +153,27 @@ def held(config: Config, case: Case, model: ModelConfig) -> Held:
         adapters=config.model.lora.rank is not None,
         scanned=config.model.scan_layers == "scan",
         attention=config.model.attention,
-        platform=case.platform,
+        deferred=_unrolled_on_cpu(config, case) and config.ppo.microbatches == 1,
     )
 
 
 def activation_bytes(config: Config, case: Case) -> float:
-    """Bytes of a number: XLA's CPU code computes most of bfloat16 in float32."""
-    return 3.0 if _widened(config, case) else item_bytes(config)
+    """Bytes of a number: XLA's CPU code computes most of bfloat16 in float32. A scan reads float32
+    copies of all it has saved; of what unrolled layers keep, a quarter is such a copy."""
+    if not _widened(config, case):
+        return item_bytes(config)
+    return 2.5 if _unrolled_on_cpu(config, case) else FLOAT32
 
 
 def _widened(config: Config, case: Case) -> bool:
     return case.platform == "cpu" and config.model.compute_dtype == "bfloat16"
+
+
+def _unrolled_on_cpu(config: Config, case: Case) -> bool:
+    """Where XLA's schedule goes depth first through all layers: the first layer's gradients, which
+    lie deepest, come before those of most other weights; in a sum over microbatches, as they can.
+    """
+    return case.platform == "cpu" and config.model.scan_layers != "scan"
 
 
 def _trunks(case: Case) -> list[ModelConfig]:
@@ -170,25 +181,28 @@ def _trunks(case: Case) -> list[ModelConfig]:
 
 
 def _rollout(config: Config, case: Case, state: TrainState, frozen: PyTree) -> dict[str, float]:
-    """The sampler's copy of the weights; caches, with the prompts' pass or the smaller caches of a
-    compaction beside them; one step's logits (`rollout.sample`)."""
+    """The sampler's copy of the weights; with it the prompts' pass, or the caches with one step's
+    logits and what is made beside them (`rollout.sample`)."""
     slots = (config.rollout.slots or config.rollout.batch_size) / case.devices
-    rows = config.rollout.batch_size / case.devices
-    filled = slots if slots >= rows else -(-slots // REFILL)
+    refilled = slots < config.rollout.batch_size / case.devices
+    filled = -(-slots // REFILL) if refilled else slots
     columns = case.width + config.rollout.max_new_tokens
     kv = kv_bytes(config, case.model) * (2 if _widened(config, case) else 1)
-    caches = slots * columns * kv
-    smaller = 0.5 * caches if config.rollout.compactions > 0 and slots > 1 else 0.0
-    layers = held(config, case, case.model)
-    prompts = layers._replace(
-        tokens=filled * case.width, width=case.width, stream=False, scanned=True
+    layers = held(config, case, case.model)._replace(
+        tokens=filled * case.width, width=case.width, stream=False
     )
-    return {
-        "params": _sampler_bytes(config, case, state, frozen),
-        "kv": caches + smaller,
-        "activations": max(0.0, forward_bytes(prompts) - smaller),
+    prompts = {"kv": filled * case.width * kv, "activations": forward_bytes(layers)}
+    caches, beside = slots * columns * kv, 0.0
+    if config.rollout.compactions > 0 and slots > 1:
+        # On the CPU the smaller caches take the larger ones' place array by array.
+        beside = 0.5 * caches / (2 * case.model.num_layers if case.platform == "cpu" else 1)
+    steps = {
+        "kv": caches + beside,
+        "activations": max(0.0, sum(prompts.values()) - beside) if refilled else 0.0,
         "logits": 3 * slots * case.model.vocab_size * FLOAT32,
     }
+    larger = max(prompts, steps, key=lambda parts: sum(parts.values()))
+    return {"params": _sampler_bytes(config, case, state, frozen), **larger}
 
 
 def _sampler_bytes(config: Config, case: Case, state: TrainState, frozen: PyTree) -> float:
@@ -199,8 +213,10 @@ def _sampler_bytes(config: Config, case: Case, state: TrainState, frozen: PyTree
     copy = jax.eval_shape(
         functools.partial(rollout_copy, decoder, weights=config.rollout.weights), trunk
     )
-    merged = config.model.lora.rank is not None and config.rollout.weights == "compute"
-    own = config.model.scan_layers == "scan" or config.rollout.weights == "int8" or merged
+    options, weights = config.model, config.rollout.weights
+    merged = options.lora.rank is not None and weights == "compute"
+    changed_all = merged or weights == "int8" or options.compute_dtype != "float32"
+    own = options.scan_layers == "scan" or changed_all
     changed = lambda new, old: 0.0 if new.dtype == old.dtype else tree_bytes(new)
     total = 0.0
     for name, part in copy.items():
@@ -228,7 +244,7 @@ def _cast_bytes(config: Config, case: Case) -> float:
 def _score(config: Config, case: Case) -> dict[str, float]:
     """Forward passes of one trunk after the other, then a chunk's logits (`score_rollout`)."""
     passes = [forward_bytes(held(config, case, model)) for model in _trunks(case)]
-    chunk = 2 * chunk_bytes(config, case)
+    chunk = chunk_bytes(config, case)
     return {
         "params": 2 * _cast_bytes(config, case),
         "activations": max(max(passes) - chunk, 0.0),
@@ -236,39 +252,47 @@ def _score(config: Config, case: Case) -> dict[str, float]:
     }
 
 
-def _head(config: Config, case: Case) -> dict[str, float]:
-    """The head's gradient, a chunk's added to the sum, with all that is kept of the layers
-    (`chunks`)."""
+def _head(config: Config, case: Case, state: TrainState) -> dict[str, float]:
+    """The head's gradient, chunk by chunk, with all that is kept of the layers (`chunks`)."""
     layers = [held(config, case, model) for model in _trunks(case)]
     table = case.model.vocab_size * case.model.embed_dim * FLOAT32
+    own = 0.0 if config.model.lora.rank is not None else table
     return {
         "params": _cast_bytes(config, case),
-        "activations": sum(map(saved_bytes, layers)) + _beside(layers),
-        "logits": 3 * chunk_bytes(config, case),
-        "optimiser": 2 * table if config.model.lora.rank is None else 0.0,
+        "activations": _at_once(case)(map(saved_bytes, layers)),
+        "logits": 4 * chunk_bytes(config, case),
+        "optimiser": _earlier_gradients(config, case, state) + own,
     }
 
 
 def _layers(config: Config, case: Case, state: TrainState) -> dict[str, float]:
-    """The layers' gradients: of one layer what is worked with, of all what is kept and what has
-    been computed; twice that with microbatches, whose gradients are summed (`gradients`)."""
+    """The layers' gradients, with the activations they are made of (`gradients`)."""
     layers = [held(config, case, model) for model in _trunks(case)]
-    gradients = tree_bytes(state.params) * (2 if config.ppo.microbatches > 1 else 1)
-    if layers[0].together and config.ppo.microbatches == 1:
-        gradients = 0.0  # they take the place of activations
+    own = 0.0 if _unrolled_on_cpu(config, case) else _at_once(case)(_group_bytes(state))
+    tokens = _part_rows(config, case) * config.rollout.max_new_tokens
+    whole = tokens <= config.model.logit_chunk and config.model.lora.rank is None
     return {
         "params": _cast_bytes(config, case),
-        "activations": sum(map(saved_bytes, layers)) + max(map(working_bytes, layers)),
-        "optimiser": gradients,
+        "activations": _at_once(case)(map(backward_bytes, layers)),
+        # Where one chunk holds all, the gradient of the head's table may come last.
+        "logits": 2 * chunk_bytes(config, case) if whole else 0.0,
+        "optimiser": _earlier_gradients(config, case, state) + own,
     }
 
 
-def _beside(layers: list[Held]) -> float:
-    """Gradients of a layer that the CPU's schedule computes beside the head's."""
-    return max(map(working_bytes, layers)) if layers[0].together else 0.0
+def _at_once(case: Case) -> Callable[[Iterable[float]], float]:
+    """Of the trunks of policy and critic: on the CPU the passes of one come after those of the
+    other. What other platforms' schedules do is not known, so there they count together."""
+    return max if case.platform == "cpu" else sum
 
 
-def _optimiser(config: Config, state: TrainState) -> dict[str, float]:
-    """All gradients, and new parameters and moments beside the old ones, of all groups at once: a
-    step that is not applied leaves the old ones, and XLA makes little of it in place (`update`)."""
-    return {"optimiser": (1 + NEW_STATE) * tree_bytes(state.params)}
+def _group_bytes(state: TrainState) -> list[float]:
+    """Bytes of the gradients of either group: as many as of its parameters."""
+    return [tree_bytes(group) for group in state.params.values()]
+
+
+def _earlier_gradients(config: Config, case: Case, state: TrainState) -> float:
+    """Gradients that are there before a trunk's own: the sums over microbatches, or those of the
+    trunk that went first."""
+    groups = _group_bytes(state)
+    return sum(groups) - (_at_once(case)(groups) if config.ppo.microbatches == 1 else 0.0)

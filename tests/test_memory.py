@@ -46,8 +46,7 @@ BASE = replace(
 )
 GROUPED = {"model.shape.num_kv_heads": 1, "model.shape.gated_mlp": False}
 CASES = {
-    "scan-full": {},
-    "scan-none-micro": {"model.remat": "none", "ppo.microbatches": 2},
+    "scan-wide": {**GROUPED, "model.shape.gated_mlp": True, "model.shape.mlp_dim": 2000},
     "scan-dots-bf16": {"model.remat": "dots", "model.compute_dtype": "bfloat16"},
     "unroll-vocabulary": {
         "model.scan_layers": "unroll",
@@ -66,7 +65,25 @@ CASES = {
         "ppo.token_sizes": None,
     },
     "long": {"rollout.max_new_tokens": 400, "rollout.batch_size": 16, **GROUPED},
+    "rollout": {
+        "rollout.batch_size": 64,
+        "rollout.max_new_tokens": 200,
+        "ppo.microbatches": 16,
+    },
     "lora": {"model.lora.rank": 8, "rollout.batch_size": 64},
+    "unroll-full": {"model.scan_layers": "unroll", "model.shape.num_layers": 4},
+    "unroll-full-micro": {
+        "model.scan_layers": "unroll",
+        "model.shape.num_layers": 4,
+        "ppo.microbatches": 2,
+    },
+    "unroll-lora": {"model.scan_layers": "unroll", "model.lora.rank": 8, **GROUPED},
+    "unroll-separate-none-rows": {
+        "model.scan_layers": "unroll",
+        "model.remat": "none",
+        "model.critic": "separate",
+        "ppo.token_sizes": None,
+    },
     "separate-four-parts": {"model.critic": "separate", "ppo.microbatches": 4},
     "separate-none": {"model.critic": "separate", "model.remat": "none"},
     "separate-few-tokens": {  # the optimiser's arrays are most of it

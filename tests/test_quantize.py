@@ -152,7 +152,7 @@ def test_adapters_are_merged_first_and_not_rounded(dtype):
         assert {name for name, m in layer.items() if "kernel" in m} == {
             "qkv",
             "o",
-            "gate_up",
+            "up_gate",
             "down",
         }
         for whole, parts in {**SIDE_BY_SIDE, "o": ("o",), "down": ("down",)}.items():
