@@ -6,7 +6,7 @@
 64 (no stop id), 4 epochs of 4 minibatches, separate critic of the same size, KL to a reference,
 float32. Bars, in own CPU seconds of a whole iteration at identical arithmetic: at least 0.95 times
 the speed of TRL's PPOTrainer and 1.7 times that of Tunix; the update at 65 % or more of XLA's own
-matmul ceiling. Expected: about 11 s an iteration on two cores.
+matmul ceiling. Expected: about 10 s an iteration on two cores.
 """
 
 from ppo_jax.config import (

@@ -3,7 +3,7 @@
     ppo-jax bench w1s
 
 Bar: at least 1.5 times the speed of TRL's PPOTrainer on W1, whose critic is a model of its own.
-Expected: not measured yet.
+Expected: about 6 s an iteration on two cores.
 """
 
 from pathlib import Path

@@ -6,7 +6,7 @@ Vocabulary of 24 ids, one of them EOS: random weights draw it about every 24th t
 are geometric with mean 24, cut at 256. 64 prompts of 16 tokens; a constant reward and a small
 learning rate keep the lengths from drifting. Bars, in own CPU seconds of a whole iteration at
 identical arithmetic: at least 2 times TRL's speed and 4 times Tunix's; padding at most 20 % of the
-update's matmul FLOPs; decode slots at least 85 % in use. Expected: about 7 s an iteration on two
+update's matmul FLOPs; decode slots at least 85 % in use. Expected: about 5 s an iteration on two
 cores.
 """
 

@@ -5,7 +5,7 @@
 16 prompts of 8 to 32 random tokens, at most 48 new ones, the model's own EOS (it mostly fills the
 48), 4 epochs of 4 minibatches, float32; a constant reward and a small learning rate. Bars: at least
 1.6 times the speed of TRL's PPOTrainer with its four models; peak memory (arguments and temporaries
-of the compiled step, and RSS) at most 0.8 times TRL's. Expected: about 42 s an iteration on two
+of the compiled step, and RSS) at most 0.8 times TRL's. Expected: about 38 s an iteration on two
 cores.
 """
 
