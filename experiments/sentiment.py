@@ -7,8 +7,8 @@ VADER's word ratings, computed on the device; the KL to the start is held at 3 n
 the adaptive coefficient. Hardware: two CPU cores and 10 GB of memory, about 9 minutes.
 
 Expected: VADER's own compound score of the continuations, which knows negation and emphasis and is
-not the reward, rises by 0.30 to 0.36 between the first and the last five iterations (3 seeds); KL
-near 3. Figures and commands: experiments/README.md.
+not the reward, rises by 0.28 to 0.39 between the first and the last five iterations; KL between 3
+and 4. Figures and commands: experiments/README.md.
 """
 
 from ppo_jax.config import (
@@ -25,20 +25,19 @@ from ppo_jax.rewards.lexicon import sentiment
 
 BASE = Config(
     data=DataOptions(path="experiments/data/openings.jsonl", max_prompt_tokens=16),
-    # The sampler's log-probabilities are the training forward's to 3e-5 in float32: a pass less.
-    rollout=RolloutOptions(batch_size=32, max_new_tokens=24, old_logprobs="sampler"),
+    rollout=RolloutOptions(batch_size=32, max_new_tokens=24),
     reward=RewardOptions(kl_controller="adaptive"),
     # One epoch of four minibatches moves the policy as far as two of two, at half the cost.
     # By padded rows: nearly all responses fill their 24 tokens.
     ppo=PPOOptions(epochs=1, minibatches=4, token_sizes=None),
     optim=OptimOptions(eps=1e-5),
-    run=RunOptions(iterations=40, checkpoint_every=20, keep=1, samples=32),
+    run=RunOptions(iterations=38, checkpoint_every=19, keep=1, samples=32),
     hparams=HParams(
         learning_rate=3e-5,
         vf_coef=0.5,
         kl_coef=0.1,
         kl_target=3.0,
-        # Ziegler's controller moves 2 % an iteration; a run of 40 needs a faster one, and the
+        # Ziegler's controller moves 2 % an iteration; a run of 38 needs a faster one, and the
         # damping keeps a fast one from overshooting while the KL still rises.
         kl_gain=0.4,
         kl_max_step=0.2,

@@ -58,9 +58,18 @@ def scoring_passes(
         # On the very parts of the update's first epoch: another size may round otherwise.
         order_B = first_order(config, key)
         recipe = parts_by_tokens(setup, rollout)
-        score_minibatch = lambda part: map_over_tokens(
-            recipe, row_tokens(part, final=final), part, score
-        )
+
+        def score_minibatch(part: Rollout) -> Scored:
+            tokens_B = row_tokens(part, final=final)
+            if not config.reward.drop_truncated:
+                return map_over_tokens(recipe, tokens_B, part, score)
+            # The update has parts of the sequences that ended alone; the others go apart.
+            some = lambda these_B: map_over_tokens(
+                recipe, jnp.where(these_B, tokens_B, 0), part, score
+            )
+            both = lax.map(some, jnp.stack([part.ended_B, ~part.ended_B]))
+            return jax.tree.map(lambda x: x.sum(axis=0), both)
+
         scored = lax.map(score_minibatch, split_rows(rollout, order_B, config))
         back_B = jnp.argsort(order_B)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[back_B], scored)

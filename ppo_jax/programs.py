@@ -3,6 +3,7 @@
 One program; or, with rewards that are ordinary Python, three with the host between them.
 """
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -118,10 +119,19 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
         if name not in built.compiled:
             clock = time.monotonic()
             built.compiled[name] = jitted.lower(*arguments).compile()
+            release_freed_memory()
             built.compile_seconds[name] = time.monotonic() - clock
         return built.compiled[name](*arguments)
 
     return call
+
+
+def release_freed_memory() -> None:
+    """Give the system back what the C library keeps of freed memory, where it can (glibc): loading
+    and compilation leave more than a gigabyte of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:

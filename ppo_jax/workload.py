@@ -30,8 +30,9 @@ class Workload:
 
 
 def constant(rollout: Rollout, columns: dict) -> jnp.ndarray:
-    """A reward that teaches nothing: the responses keep their lengths."""
-    return jnp.ones_like(rollout.lengths_B, jnp.float32)
+    """A reward of 0, which teaches nothing: one other than the first values', which are 0, would
+    make the responses longer or shorter."""
+    return jnp.zeros_like(rollout.lengths_B, jnp.float32)
 
 
 def workload_of(experiment: Experiment) -> Workload:

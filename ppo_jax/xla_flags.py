@@ -1,8 +1,8 @@
-"""The XLA flags that won a measurement, by platform: the one place that sets any.
+"""The XLA flags that won, by platform, and the one place that sets any.
 
 XLA reads them once, with the first array of a process. An unknown flag ends the process, so each
 has been tried with every jax that `pyproject.toml` allows. A flag for one platform's compiler does
-nothing on another. Figures: experiments/bench/README.md.
+nothing on another. What was seen of each: experiments/bench/README.md.
 """
 
 import os
@@ -20,9 +20,14 @@ FLAGS = {
 }
 
 
-def set_flags() -> None:
-    """Add them to XLA_FLAGS for this process and its children; what is already there wins."""
-    present = os.environ.get("XLA_FLAGS", "")
+def with_flags(present: str) -> str:
+    """The value of XLA_FLAGS with these flags added; what is already there wins."""
+    names = {word.removeprefix("--").partition("=")[0] for word in present.split()}
     wanted = {name: value for flags in FLAGS.values() for name, value in flags.items()}
-    added = [f"--{name}={value}" for name, value in wanted.items() if f"--{name}=" not in present]
-    os.environ["XLA_FLAGS"] = " ".join([*present.split(), *added])
+    added = [f"--{name}={value}" for name, value in wanted.items() if name not in names]
+    return " ".join([*present.split(), *added])
+
+
+def set_flags() -> None:
+    """For this process and its children."""
+    os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""))

@@ -5,18 +5,18 @@ import os
 from pathlib import Path
 
 # Read by jax and transformers when they are first imported, hence before everything else.
-from ppo_jax.xla_flags import set_flags
+from ppo_jax.xla_flags import with_flags
 
-FAKE = "--xla_force_host_platform_device_count=4"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAKE}"
+os.environ["XLA_FLAGS"] = with_flags(
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-set_flags()
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
-from ppo_jax.config import (  # noqa: E402
+from ppo_jax.config import (
     Config,
     DataOptions,
     HParams,

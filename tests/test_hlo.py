@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "bench"
 
 @pytest.fixture(scope="module")
 def hlo():
-    spec = importlib.util.spec_from_file_location("hlo", FOLDER / "hlo.py")
+    spec = importlib.util.spec_from_file_location("hlo", FOLDER / "_hlo.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["hlo"] = module
     spec.loader.exec_module(module)

@@ -1,9 +1,12 @@
 """A step by tokens is the step by rows: the same losses, gradients, state and metrics."""
 
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
 
+from ppo_jax import parts
 from ppo_jax.config import replace
 from step_builders import BASE, assert_close, case, prompts_at
 
@@ -50,6 +53,23 @@ def test_equals_the_step_by_rows(changes):
     if changes.get("rollout.old_logprobs") != "sampler":
         assert got[1]["val/ratio_first_max_dev"] <= 1e-5
     assert 0 <= got[1]["update/padding"] < 1 and got[1]["update/parts"] >= 1
+
+
+def test_sequences_are_scored_in_the_parts_that_learn_from_them(monkeypatch):
+    """Those dropped have no place in the update, so neither among the ones that are kept."""
+    planned, plan = [], parts.plan
+
+    def recorded(recipe, tokens_B):
+        jax.debug.callback(lambda x_B: planned.append(tuple(sorted(x_B.tolist()))), tokens_B)
+        return plan(recipe, tokens_B)
+
+    monkeypatch.setattr(parts, "plan", recorded)
+    changes = {"reward.drop_truncated": True, "ppo.epochs": 1, "ppo.minibatches": 2}
+    outcome(changes | BY_TOKENS)
+    jax.effects_barrier()
+    kept, dropped = 2 * ["twice"], 2 * ["once"]  # of each minibatch, the dropped ones scored alone
+    counts = ["twice" if n == 2 else "once" for n in Counter(planned).values()]
+    assert any(0 in tokens for tokens in planned) and sorted(counts) == sorted(kept + dropped)
 
 
 def test_does_not_depend_on_the_devices():

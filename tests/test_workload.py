@@ -108,7 +108,7 @@ def test_full_responses_without_a_stop_id():
     prompts = workload_batch(run, workload_of(experiment), 0)
     _, done = stepper.dispatch(state, frozen, 0, prompts)
     assert (np.asarray(done.rollout.lengths_B) == 5).all()
-    assert (np.asarray(done.scores_B) == 1.0).all()
+    assert (np.asarray(done.scores_B) == 0.0).all()
     assert float(done.metrics["update/steps"]) == 4 * 2
 
 

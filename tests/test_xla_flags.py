@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ppo_jax.xla_flags import FLAGS, set_flags
+from ppo_jax.xla_flags import FLAGS, set_flags, with_flags
 
 NAME, VALUE = next(iter(FLAGS["cpu"].items()))
 
@@ -21,11 +21,10 @@ def test_flags_are_added_once(monkeypatch, before):
     assert [word for word in words if word in before.split()] == before.split()
 
 
-def test_the_users_own_flag_wins(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--{NAME}=true")
-    set_flags()
-    assert f"--{NAME}=true" in os.environ["XLA_FLAGS"]
-    assert f"--{NAME}={VALUE}" not in os.environ["XLA_FLAGS"]
+@pytest.mark.parametrize("own", [f"--{NAME}=true", f"--{NAME}"])  # alone it means true
+def test_the_users_own_flag_wins(own):
+    words = with_flags(own).split()
+    assert own in words and f"--{NAME}={VALUE}" not in words
 
 
 def test_this_jax_knows_all_of_them():

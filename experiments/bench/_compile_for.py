@@ -1,17 +1,19 @@
 """A workload's whole step compiled for a chip that need not be here: kernels, copies, memory.
 
-    python experiments/bench/compile_for.py g1 --device h200 [--section.key VALUE ...]
+    python experiments/bench/_compile_for.py g1 --device h200 [--section.key VALUE ...]
 
 Nothing runs, so nothing is timed. The chip's compiler comes from PyPI (`README.md`, "Compiled for
-chips that are not here"). Writes results/<workload>-<device>-compiled-<time>.json.
+chips that are not here"). Writes results/<workload>-compiled-<device>-<time>.json.
 """
 
 import os
 
+from ppo_jax.xla_flags import with_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no metadata server to wait for
 # Without a device nothing can be tuned, and untuned Triton products of float32 do not compile.
-os.environ["XLA_FLAGS"] = (
+os.environ["XLA_FLAGS"] = with_flags(
     os.environ.get("XLA_FLAGS", "")
     + " --xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0"
 )
@@ -24,7 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from hlo import collectives, decode_loops, phase_launches
+from _hlo import collectives, decode_loops, phase_launches
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
@@ -124,7 +126,7 @@ def lower(config: Config, experiment: Experiment, source: Source, devices: list)
 
 def reading(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     experiment = load_experiment(arguments.workload, WORKLOADS)
-    config = parse_config("compile_for.py", words, experiment)
+    config = parse_config("_compile_for.py", words, experiment)
     source = open_source(config.model.path, config.model.shape, seed=config.run.seed)
     devices = chips_of(arguments.device)[: arguments.devices]
     platform = "gpu" if arguments.device == "h200" else "tpu"
@@ -141,6 +143,7 @@ def reading(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         "workload": f"{experiment.name}-compiled",
         "note": arguments.note,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "xla_flags": os.environ["XLA_FLAGS"],
         "environment": environment() | {"device_kind": arguments.device, "platform": platform},
         "devices": arguments.devices,
         "overrides": diff(experiment.base, config),
