@@ -119,8 +119,8 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
         if name not in built.compiled:
             clock = time.monotonic()
             built.compiled[name] = jitted.lower(*arguments).compile()
-            release_freed_memory()
             built.compile_seconds[name] = time.monotonic() - clock
+            release_freed_memory()
         return built.compiled[name](*arguments)
 
     return call

@@ -27,7 +27,7 @@ ORDER = """
     trunks passes step_metrics step
     run_folder metrics console profile checkpoint loading evaluate experiment
     prepare programs train
-    workload ceilings phase_times memory_layers memory plan_advice plan_report plan
+    workload ceilings phase_times memory_layers memory abstract_step plan_advice plan_report plan
     bench_report bench
     commands main __main__
 """.split()

@@ -1,12 +1,10 @@
 """The memory model against the compiled step, and against what it must be made of."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import pytest
 
 from ppo_jax import data
+from ppo_jax.abstract_step import lower_step
 from ppo_jax.config import Config, ModelConfig, replace
 from ppo_jax.decoder import make_decoder
 from ppo_jax.loading import open_source, resolve_options
@@ -15,8 +13,6 @@ from ppo_jax.prepare import prepare
 from ppo_jax.programs import memory_bytes
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.sharding import make_mesh
-from ppo_jax.step import Setup, train_step
-from ppo_jax.types import Prompts
 from tiny_runs import CONFIG, ascii_share, write_prompts
 
 BASE = replace(
@@ -110,15 +106,7 @@ def compiled_bytes(config: Config) -> int:
     changes no buffer."""
     case, mesh = case_of(config), make_mesh(config.parallel)
     decoder = make_decoder(case.model, config.model, mesh)
-    rule = lambda rollout, columns, tables: rollout.mask_BT.sum(axis=1)
-    setup = Setup(config, mesh, decoder, decoder, {"rule": rule}, {"rule": 1.0})
-    state, still = abstract_weights(config, case.model, case.critic)
-    shape, B = jax.ShapeDtypeStruct, config.rollout.batch_size
-    rows = lambda *columns: shape((B, *columns), jnp.int32)
-    prompts = Prompts(rows(WIDTH), shape((B, WIDTH), bool), rows(), rows(), {})
-    hparams = jax.tree.map(lambda _: shape((), jnp.float32), config.hparams)
-    step = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
-    lowered = step.lower(state, {**still, "reward": {"rule": ()}}, hparams, prompts)
+    lowered = lower_step(config, case, mesh, decoder)
     options = {"xla_backend_optimization_level": 0}
     return memory_bytes({"train_step": lowered.compile(compiler_options=options)})
 

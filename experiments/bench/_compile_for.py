@@ -19,17 +19,15 @@ os.environ["XLA_FLAGS"] = with_flags(
 )
 
 import argparse
-import functools
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from _hlo import collectives, decode_loops, phase_launches
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
+from ppo_jax.abstract_step import lower_step
 from ppo_jax.bench_report import save_result
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff
@@ -37,14 +35,12 @@ from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.experiment import WORKLOADS, Experiment, load_experiment
 from ppo_jax.loading import Source, open_source
 from ppo_jax.main import parse_config
-from ppo_jax.memory import Case, abstract_weights, memory_of
+from ppo_jax.memory import Case, memory_of
 from ppo_jax.phase_times import SCOPES
 from ppo_jax.plan import settle
 from ppo_jax.programs import largest_memory
 from ppo_jax.run_folder import environment
-from ppo_jax.sharding import batch_sharding, make_mesh, replicated
-from ppo_jax.step import Setup, train_step
-from ppo_jax.types import Prompts
+from ppo_jax.sharding import make_mesh
 from ppo_jax.workload import dataset_of, workload_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -104,24 +100,7 @@ def lower(config: Config, experiment: Experiment, source: Source, devices: list)
         lora_scale(options.lora),
         mesh,
     )
-    # Any reward will do that a device computes: it takes no part in what is counted.
-    rule = lambda rollout, columns, tables: rollout.mask_BT.sum(axis=1)
-    setup = Setup(config, mesh, decoder, decoder, {"rule": rule}, {"rule": 1.0})
-    state, still = abstract_weights(config, case.model, case.critic)
-    shape, B = jax.ShapeDtypeStruct, config.rollout.batch_size
-    rows = lambda *columns: shape((B, *columns), jnp.int32)
-    prompts = Prompts(rows(width), shape((B, width), bool), rows(), rows(), {})
-    hparams = jax.tree.map(lambda _: shape((), jnp.float32), config.hparams)
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    put = lambda tree, where: jax.tree.map(lambda x: shape(x.shape, x.dtype, sharding=where), tree)
-    step = jax.jit(
-        functools.partial(train_step, setup),
-        donate_argnums=0,
-        out_shardings=(whole, whole, split, split),
-    )
-    frozen = {**still, "reward": {"rule": ()}}
-    arguments = (put(state, whole), put(frozen, whole), put(hparams, whole), put(prompts, split))
-    return step.lower(*arguments), memory_of(config, case).peak
+    return lower_step(config, case, mesh, decoder), memory_of(config, case).peak
 
 
 def reading(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
