@@ -75,11 +75,9 @@ clean: ## remove environments and caches; run folders stay
 	find ppo_jax experiments tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The peers live apart: what they ask for is not what we do.
-.venv-trl/.stamp: PEER = torch==2.13.0 trl==1.12.0 transformers datasets accelerate
-.venv-tunix/.stamp: PEER = google-tunix==0.1.7
-.venv-trl/.stamp .venv-tunix/.stamp: $(STAMP)-python
+.venv-trl/.stamp .venv-tunix/.stamp: .venv-%/.stamp: experiments/bench/peers/requirements-%.txt $(STAMP)-python
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(PEER)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(STAMP)-python:

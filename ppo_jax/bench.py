@@ -109,9 +109,11 @@ def measure(config: Config, experiment: Experiment, iterations: int, warmup: int
     # The weights are gone when it returns: room for the ceilings' large arrays.
     timed = _time(config, experiment, iterations, warmup)
     run, done = timed.run, timed.done
-    lengths = Lengths(done.prompts.mask_BP.sum(axis=1), np.asarray(done.rollout.lengths_B))
+    prompt_B = np.asarray(done.prompts.mask_BP).sum(axis=1)
+    lengths = Lengths(prompt_B, np.asarray(done.rollout.lengths_B))
     return {
         "schema": bench_report.SCHEMA,
+        "kind": bench_report.TIMED,
         "workload": experiment.name,
         "title": experiment.doc.partition("\n")[0],
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -146,7 +148,7 @@ def compilations() -> Iterator[Counter]:
     """Counts what XLA compiles meanwhile, by name."""
     counts: Counter = Counter()
 
-    def count(event: str, duration: float, **facts: Any) -> None:
+    def count(event: str, duration_secs: float, **facts: Any) -> None:
         if event == COMPILED:
             counts[facts.get("fun_name", "unknown")] += 1
 
@@ -212,7 +214,7 @@ def _profiled(loop: Loop, state: TrainState, step: int) -> tuple[TrainState, Fin
         prompts = workload_batch(loop.run, loop.workload, step)
         return loop.stepper.dispatch(state, loop.frozen, step, prompts)
 
-    programs = [program.as_text() for program in loop.stepper.compiled.values()]
+    programs = [program.as_text() or "" for program in loop.stepper.compiled.values()]
     (state, done), profile = profile_phases(work, programs)
     return state, done, profile
 
@@ -265,7 +267,9 @@ def _iteration(rows: list[dict[str, float]]) -> dict[str, Any]:
         "max": max(values),
         "all": values,
     }
-    result = {key: spread([row[key] for row in rows]) for key in ("wall_s", "cpu_s")}
+    result: dict[str, Any] = {
+        key: spread([row[key] for row in rows]) for key in ("wall_s", "cpu_s")
+    }
     tokens = [row["rollout/tokens"] for row in rows]
     for name, key in (("tokens_per_s", "wall_s"), ("tokens_per_cpu_s", "cpu_s")):
         rates = [count / row[key] for count, row in zip(tokens, rows, strict=True) if row[key] > 0]

@@ -15,7 +15,9 @@ from ppo_jax.config_io import write_atomic
 from ppo_jax.console import shared_console, show_header
 from ppo_jax.errors import ConfigError, StorageError
 
-SCHEMA = 1  # a result's layout: counts up when a key changes its meaning
+SCHEMA = 2  # a result's layout: counts up when a key changes its meaning
+READABLE = (1, SCHEMA)  # in 1 causal attention was counted as the full square of a row
+TIMED = "timed"  # kind of a result: beside it are those of programs compiled and never run
 # column -> (key of a phase, factor, format)
 COLUMNS = {
     "seconds": ("seconds", 1.0, "{:.3f}"),
@@ -74,7 +76,7 @@ def save_result(folder: Path, result: Mapping[str, Any]) -> Path:
 
 
 def load_result(path: str) -> dict[str, Any]:
-    """A result as it was written; ConfigError if the file is not one, with the nearest name."""
+    """A timing as it was written; ConfigError if the file is none, with the nearest name."""
     file = Path(path).expanduser()
     if not file.is_file():
         names = [p.name for p in file.parent.glob("*.json")]
@@ -86,8 +88,12 @@ def load_result(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--compare {path}: not JSON ({error})") from None
     schema = result.get("schema") if isinstance(result, dict) else None
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise ConfigError(f"--compare {path}: schema is {schema}; expected {SCHEMA}")
+    # The first results have no kind: those with iterations are timings.
+    kind = result.get("kind", TIMED if "iteration" in result else "compiled")
+    if kind != TIMED:
+        raise ConfigError(f"--compare {path}: its kind is {kind}, without times; expected {TIMED}")
     return result
 
 
@@ -137,7 +143,8 @@ def comparison(
 
 def differences(result: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """What makes two results those of different work, or of different devices."""
-    paths = ("workload", "config_digest", "environment device_kind", "environment jax", "overrides")
+    facts = ("schema", "workload", "config_digest", "overrides")
+    paths = (*facts, "environment device_kind", "environment jax")
     pairs = {path: [_lookup(one, path.split()) for one in (earlier, result)] for path in paths}
     return [f"{path}: {then} -> {now}" for path, (then, now) in pairs.items() if then != now]
 

@@ -1,11 +1,12 @@
 """What an iteration must compute and move, counted on real tokens: the yardstick of its time.
 
-Conventions. Products of matrices alone are counted, 2 FLOPs a multiply-add; causal attention as the
-full square of a row (what a layer's window spares is not taken off); the head on response positions
-only; a gradient as twice the forward (recomputation not counted), once where the weights under
-adapters stay still; adapters' own products not at all. Bytes are the weights once a pass, the keys
-and values once a decode step, and the optimiser's arrays: what cannot be kept on the chip. Padding,
-activations and launches are no work. (Roofline: https://jax-ml.github.io/scaling-book.)
+Conventions. Products of matrices alone are counted, 2 FLOPs a multiply-add; attention on the keys a
+token sees, of its row up to itself and within a layer's window; the head on response positions
+only; a response's last token not at all, for nothing is drawn after it; a gradient as twice the
+forward (recomputation not counted), once where the weights under adapters stay still; adapters' own
+products not at all. Bytes are the weights once a pass, the keys and values once a decode step, and
+the optimiser's arrays: what cannot be kept on the chip. Padding, activations and launches are no
+work. (Roofline: https://jax-ml.github.io/scaling-book.)
 """
 
 from typing import NamedTuple
@@ -36,12 +37,34 @@ class Lengths(NamedTuple):
 
 
 def trunk_flops(model: ModelConfig, tokens, pairs):
-    """Forward FLOPs of the layers on `tokens` tokens with `pairs` query-key pairs.
+    """Forward FLOPs of the layers on `tokens` tokens with `pairs` query-key pairs a layer, the mean
+    where layers differ.
 
     Plain arithmetic: numbers, arrays and traced scalars alike.
     """
     attention = 4.0 * model.num_heads * model.head_dim * model.num_layers  # scores, then mixing
     return 2.0 * layer_params(model) * tokens + attention * pairs
+
+
+def seen_keys(model: ModelConfig, place_N: np.ndarray) -> np.ndarray:
+    """Keys that the token at each place of its row (the first is 1) attends to, itself included;
+    the mean over layers."""
+    return place_N - _local_share(model) * _beyond(model, place_N)
+
+
+def seen_pairs(model: ModelConfig, length_B: np.ndarray) -> float:
+    """Query-key pairs of whole rows of these lengths: `seen_keys` summed over their places."""
+    triangle = lambda n_B: float((n_B * (n_B + 1) / 2).sum())
+    return triangle(length_B) - _local_share(model) * triangle(_beyond(model, length_B))
+
+
+def _beyond(model: ModelConfig, place_N: np.ndarray) -> np.ndarray:
+    """How many of the tokens up to each place the window leaves out."""
+    return np.maximum(place_N - (model.window or np.inf), 0)
+
+
+def _local_share(model: ModelConfig) -> float:
+    return sum(model.is_local) / model.num_layers
 
 
 def head_flops(model: ModelConfig, tokens):
@@ -58,11 +81,12 @@ def head_params(model: ModelConfig) -> int:
     return model.vocab_size * model.embed_dim
 
 
-def trained_params(config: Config, model: ModelConfig) -> int:
-    """Entries that the optimiser moves in one trunk; norms and biases left out."""
+def trained_params(config: Config, model: ModelConfig, *, lm_head: bool = True) -> int:
+    """Entries that the optimiser moves in one trunk: a policy's, or without an LM head that of a
+    critic of its own. Vectors (norms, biases, the value head) are left out."""
     lora = config.model.lora
     if lora.rank is None:
-        tables = 1 if model.tie_embeddings else 2
+        tables = 2 if lm_head and not model.tie_embeddings else 1
         learned = model.max_positions * model.embed_dim if model.position == "learned" else 0
         return layer_params(model) + tables * head_params(model) + learned
     sizes = [matrices(model)[name] for name in adapted_modules(model, lora.targets)]
@@ -102,17 +126,15 @@ def floor_seconds(work: Work, flops_per_s: float, bytes_per_s: float) -> float:
     return float(np.maximum(stages_N2[:, 0] / flops_per_s, stages_N2[:, 1] / bytes_per_s).sum())
 
 
-def decode_steps(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
+def decode_steps(model: ModelConfig, lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
     """(rows, keys) of each decode step with all rows at once: the rows that still need a token,
-    and the tokens they attend to. A response's first token comes from the prompt's pass."""
+    and the keys these attend to. A response's first token comes from the prompt's pass."""
     prompt_B, response_B = _longs(lengths)
-    longest = int(response_B.max(initial=1))
-    live_T = np.bincount(response_B, minlength=longest + 1)
-    prompts_T = np.bincount(response_B, weights=prompt_B, minlength=longest + 1)
-    # Step t feeds token t of the responses longer than t: sums over all those.
-    after = lambda x_T: np.cumsum(x_T[::-1])[::-1][2:]
-    rows_T = after(live_T).astype(np.float64)
-    return rows_T, after(prompts_T) + rows_T * np.arange(1, longest)
+    # Step t feeds token t of the responses longer than t.
+    places = [prompt_B[response_B > t] + t for t in range(1, int(response_B.max(initial=1)))]
+    rows_T = np.asarray([len(place_N) for place_N in places], np.float64)
+    keys_T = np.asarray([seen_keys(model, place_N).sum() for place_N in places], np.float64)
+    return rows_T, keys_T
 
 
 def _rollout(config: Config, model: ModelConfig, lengths: Lengths) -> Work:
@@ -121,9 +143,9 @@ def _rollout(config: Config, model: ModelConfig, lengths: Lengths) -> Work:
     item, kv = item_bytes(config), kv_bytes(config, model)
     layers = layer_params(model) * (1 if config.rollout.weights == "int8" else item)
     weights = layers + head_params(model) * item
-    tokens, squares = prompt_B.sum(), (prompt_B**2).sum()
-    prefill = trunk_flops(model, tokens, squares) + head_flops(model, len(prompt_B))
-    rows_T, keys_T = decode_steps(lengths)
+    tokens, pairs = prompt_B.sum(), seen_pairs(model, prompt_B)
+    prefill = trunk_flops(model, tokens, pairs) + head_flops(model, len(prompt_B))
+    rows_T, keys_T = decode_steps(model, lengths)
     flops_T = trunk_flops(model, rows_T, keys_T) + head_flops(model, rows_T)
     first = [[prefill, weights + kv * tokens]]
     stages_N2 = np.concatenate([first, np.stack([flops_T, weights + kv * keys_T], axis=1)])
@@ -133,13 +155,14 @@ def _rollout(config: Config, model: ModelConfig, lengths: Lengths) -> Work:
 def _score(config: Config, model: ModelConfig, critic, lengths: Lengths) -> Work:
     """A forward pass of the reference, one of the policy where its log-probabilities are computed
     anew (or its exact KL is asked for), one of a critic with a trunk of its own."""
-    tokens, pairs, responses = _whole(lengths)
+    tokens, pairs, responses = _whole(model, lengths)
     item = item_bytes(config)
     exact = config.reward.kl_estimator == "full"
     passes = 1 + (config.rollout.old_logprobs == "recompute" or exact)
     scored = trunk_flops(model, tokens, pairs) + head_flops(model, responses)
     stages = [[scored, item * (layer_params(model) + head_params(model))]] * passes
     if critic is not None and config.value_epochs > 0:
+        tokens, pairs, _ = _whole(critic, lengths)
         stages.append([trunk_flops(critic, tokens, pairs), item * layer_params(critic)])
     return _staged(np.asarray(stages, np.float64))
 
@@ -156,34 +179,36 @@ def _update(config: Config, model: ModelConfig, critic, lengths: Lengths) -> Wor
 
 
 def _gradient_stages(config, model, lengths: Lengths, epochs: int, with_head: int) -> list:
-    """[FLOPs, bytes] of each epoch of one trunk, the head's in the first `with_head` of them."""
-    tokens, pairs, responses = _whole(lengths)
+    """[FLOPs, bytes] of each epoch of one trunk, the LM head's in the first `with_head` of them; 0
+    for a critic, which has none."""
+    tokens, pairs, responses = _whole(model, lengths)
     still = config.model.lora.rank is not None
     forward = trunk_flops(model, tokens, 0)
     head = head_flops(model, responses)
     attention = trunk_flops(model, 0, pairs)
     exact_loss = config.reward.kl_estimator == "full" and config.reward.kl_in == "loss"
     times = 2 if still else 3
-    weights = 2 * item_bytes(config) * (layer_params(model) + head_params(model))
-    optimiser = 4 * 2 * FLOAT32 * trained_params(config, model)
+    optimiser = 4 * 2 * FLOAT32 * trained_params(config, model, lm_head=with_head > 0)
     stages = []
     for epoch in range(epochs):
-        flops = times * forward + 3 * attention
+        flops, weights = times * forward + 3 * attention, layer_params(model)
         if epoch < with_head:
             flops += times * head + (head if exact_loss else 0)  # the reference's own logits
-        stages.append([flops, config.ppo.minibatches * (weights + optimiser)])
+            weights += head_params(model)
+        moved = 2 * item_bytes(config) * weights + optimiser
+        stages.append([flops, config.ppo.minibatches * moved])
     return stages
 
 
 def _longs(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(np.asarray(x_B, np.int64) for x_B in lengths)
+    return np.asarray(lengths.prompt_B, np.int64), np.asarray(lengths.response_B, np.int64)
 
 
-def _whole(lengths: Lengths) -> tuple[float, float, float]:
-    """(tokens, query-key pairs, response tokens) of whole sequences."""
+def _whole(model: ModelConfig, lengths: Lengths) -> tuple[float, float, float]:
+    """(tokens, query-key pairs, response tokens) of a training forward of all sequences."""
     prompt_B, response_B = _longs(lengths)
-    whole_B = prompt_B + response_B
-    return float(whole_B.sum()), float((whole_B**2).sum()), float(response_B.sum())
+    read_B = prompt_B + response_B - 1
+    return float(read_B.sum()), seen_pairs(model, read_B), float(response_B.sum())
 
 
 def _staged(stages_N2: np.ndarray) -> Work:

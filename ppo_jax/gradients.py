@@ -78,6 +78,7 @@ def minibatch_gradients(
                 trained = {g: params[g] for g in trained_groups(config, some)}
                 found, more = jax.value_and_grad(loss, has_aux=True)(trained, some)
                 total, (its_stats, counts) = found
+                counts = {name: stats.get(name, 0.0) + x for name, x in counts.items()}
                 stats |= its_stats | counts | {"loss": stats["loss"] + total}
                 grads |= more
             return stats, grads

@@ -46,11 +46,7 @@ class Norm(nn.Module):
 
 @jax.custom_vjp
 def product(x: Array, kernel_DF: Array) -> Array:
-    """x @ kernel of x [..., D], with a gradient that transposes the narrower of its operands.
-
-    Left to itself, XLA on the CPU transposes the gradient of the output for the kernel's, whatever
-    its width, with all the arithmetic before it fused into a strided copy: a third of an update.
-    """
+    """x @ kernel of x [..., D], with a gradient for the kernel that suits the platform."""
     return x @ kernel_DF
 
 
@@ -61,14 +57,20 @@ def _product_forward(x, kernel_DF):
 def _product_backward(saved, grad):
     x, kernel_DF = saved
     D, F = kernel_DF.shape
-    x_ND, grad_NF = x.reshape(-1, D), grad.reshape(-1, F)
-    over_rows = (((0,), (0,)), ((), ()))
-    if D <= F:
-        grad_DF = lax.dot_general(x_ND, grad_NF, over_rows)
-    else:
-        # Without the barrier XLA takes the transpose into the product, and is back where it was.
-        grad_DF = lax.optimization_barrier(lax.dot_general(grad_NF, x_ND, over_rows)).T
+    grad_DF = lax.platform_dependent(
+        x.reshape(-1, D), grad.reshape(-1, F), cpu=_grad_on_cpu, default=_grad_over_rows
+    )
     return grad @ kernel_DF.T, grad_DF
+
+
+def _grad_over_rows(x_ND: Array, grad_NF: Array) -> Array:
+    return lax.dot_general(x_ND, grad_NF, (((0,), (0,)), ((), ())))
+
+
+def _grad_on_cpu(x_ND: Array, grad_NF: Array) -> Array:
+    # XLA's fast products want their operands upright. Left to itself it takes slow ones, or writes
+    # the transpose of the output's gradient with all the arithmetic before it in strided steps.
+    return lax.optimization_barrier(x_ND.T) @ grad_NF
 
 
 product.defvjp(_product_forward, _product_backward)

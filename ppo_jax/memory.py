@@ -235,7 +235,8 @@ def _cast_bytes(config: Config, case: Case) -> float:
     total = 0.0
     for model in _trunks(case):
         layers = layer_params(model)
-        layers /= model.num_layers if config.model.scan_layers == "scan" else 1
+        if config.model.scan_layers == "scan" and case.platform != "tpu":
+            layers /= model.num_layers
         wide = 3 if _widened(config, case) else 1
         total += wide * item_bytes(config) * (layers + head_params(model))
     return total

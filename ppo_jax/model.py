@@ -7,6 +7,8 @@ with many.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,56 +50,36 @@ def unembed(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
 
 
 def final_norm(decoder: Decoder, params: PyTree, x: Array) -> Array:
-    return Norm(decoder).apply({"params": params["final_norm"]}, x)
-
-
-def trunk(decoder: Decoder, params: PyTree, ids_BS: Array, mask_BS: Array) -> Array:
-    """Normed hidden states [B, S, D] of whole sequences; rows at padding are meaningless.
-
-    `mask_BS` is 1 on real tokens, which stand side by side, anywhere in the row (XLA's attention
-    alone bears gaps).
-    """
-    mask_BS = mask_BS > 0
-    positions_BS = positions_from_mask(mask_BS)
-    config, seen = decoder.config, attention.view(decoder.config, mask_BS, positions_BS)
-    attend = lambda local, q, k, v: attention.attend(
-        config, decoder.attention, seen, q, k, v, local, decoder.mesh
-    )
-    return _run(decoder, params, ids_BS, positions_BS, attend)
+    norm: Callable[..., Any] = Norm(decoder).apply  # flax: a pair where state is asked for as well
+    return norm({"params": params["final_norm"]}, x)
 
 
 def stream_trunk(decoder: Decoder, params: PyTree, stream: Stream, layout: Layout) -> Array:
     """Normed hidden states [Z, N, D] of token streams; meaningless where no token stands."""
-    attend = over_stream(decoder, stream, layout)
-    return _run(decoder, params, stream.ids_ZN, stream.positions_ZN, attend)
+    config, attend = decoder.config, over_stream(decoder, stream, layout)
+    angles = rotations(config, stream.positions_ZN)
 
-
-def _run(decoder: Decoder, params: PyTree, ids_BS, positions_BS, attend) -> Array:
-    """The trunk, with `attend(local, q, k, v)` for the attention of all tokens at once."""
-    config = decoder.config
-    angles = rotations(config, positions_BS)
-
-    def layer(local, layer_params, x_BSD):
+    def layer(local, layer_params, x_ZND):
         run = lambda q, k, v: (attend(local, q, k, v), None)
-        return Block(decoder).apply({"params": layer_params}, x_BSD, pick(angles, local), run)[0]
+        return Block(decoder).apply({"params": layer_params}, x_ZND, pick(angles, local), run)[0]
 
-    x_BSD = embed(decoder, params, ids_BS, positions_BS)
+    x_ZND = embed(decoder, params, stream.ids_ZN, stream.positions_ZN)
     layers, kinds = params["layers"], config.is_local
     if isinstance(layers, list):
         for local, layer_params in zip(kinds, layers, strict=True):
             run = _with_remat(functools.partial(layer, local), decoder.remat, scanned=False)
-            x_BSD = run(layer_params, x_BSD)
+            x_ZND = run(layer_params, x_ZND)
     elif len(set(kinds)) == 1:
         run = _with_remat(functools.partial(layer, kinds[0]), decoder.remat, scanned=True)
-        x_BSD, _ = lax.scan(lambda x, p: (run(p, x), None), x_BSD, layers)
+        x_ZND, _ = lax.scan(lambda x, p: (run(p, x), None), x_ZND, layers)
     else:
         run = _with_remat(layer, decoder.remat, scanned=True)
         step = lambda x, kind_and_params: (run(*kind_and_params, x), None)
-        x_BSD, _ = lax.scan(step, x_BSD, (jnp.asarray(kinds), layers))
-    return final_norm(decoder, params, x_BSD)
+        x_ZND, _ = lax.scan(step, x_ZND, (jnp.asarray(kinds), layers))
+    return final_norm(decoder, params, x_ZND)
 
 
-def _with_remat(layer, remat: str, *, scanned: bool):
+def _with_remat(layer: Callable[..., Array], remat: str, *, scanned: bool) -> Callable[..., Array]:
     if remat == "none":
         return layer
     policy = {

@@ -141,16 +141,18 @@ def evaluator(setup: Setup, frozen: PyTree, moving_ref: PyTree | None, hparams: 
             )
         if "value" in losses:
             values_BT, _ = values_from(params["value"], scorer, reading, hidden_ZND)
-        counts = trunk_counts(setup, params, reading)
+        counts = trunk_counts(setup, params, reading, losses)
         return Evaluation(logprobs_BT, entropy_BT, values_BT, kl_BT, counts)
 
     return evaluate
 
 
-def trunk_counts(setup: Setup, params: PyTree, reading: Reading) -> dict[str, Array]:
-    """FLOPs of the trunks' forward passes over some rows, and those of them on real tokens."""
-    decoders = [setup.decoder]
-    if "trunk" in params["value"]:
+def trunk_counts(setup: Setup, params: PyTree, reading: Reading, losses) -> dict[str, Array]:
+    """FLOPs of the forward passes over some rows of the trunks that these losses read, and those of
+    them on real tokens."""
+    own = "trunk" in params["value"]
+    decoders = [setup.decoder] if "policy" in losses or not own else []
+    if "value" in losses and own:
         decoders.append(setup.critic)
     flops = real = jnp.float32(0)
     for decoder in decoders:

@@ -1,9 +1,16 @@
 """Arrays that travel through the step.
 
-Shape letters, used as suffixes of array names everywhere: B sequences, M rows of a microbatch,
-P prompt, T response, S = P + T, V vocabulary, D embedding, H heads, G key-value heads, K head
-dimension or kept ids, L layers. Prefixes: none = current policy, `old_` = the policy that sampled,
-`ref_` = the reference.
+Shape letters, used as suffixes of array names everywhere: B sequences, P prompt, T response,
+S = P + T or the keys seen, Q queries, V vocabulary, D embedding, F features a matrix makes,
+H heads, G key-value heads, K head dimension or kept ids, L layers, N any number of things.
+
+Of token streams (`stream`): Z streams, one a device or one a row; N columns, R rows (B = Z x R) and
+M response tokens of each, these in line for the head; C cells of padded rows, R x T or R x width.
+Of decoding (`slots`, `kv_cache`): W slots; R rows that a refill takes; N the slots or rows dealt
+with. And within one file: `attention_band` has C blocks of queries, and like `attention` R query
+heads to a key-value head; `parts` has C candidate numbers of parts, P parts, Z devices.
+
+Prefixes: none = current policy, `old_` = the policy that sampled, `ref_` = the reference.
 """
 
 from typing import Any, NamedTuple

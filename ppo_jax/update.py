@@ -184,18 +184,32 @@ def _norm(tree):
 
 
 def _apply_if(apply: Array, transform, learning_rate: Array, params, opt_state, grads):
-    """(params, opt_state) after an optimiser step, or as they are.
+    """(params, opt_state) after an optimiser step, or as they are; written over the old ones.
 
-    A branch, not a selection between old and new: XLA writes the new ones over the old ones only
-    where no later operation reads both.
+    In what form XLA writes in place differs: on the CPU and on a TPU a branch (a selection needs
+    old and new at a time), on a GPU a selection (there a branch's results are arrays of their own).
     """
 
     def step(params, opt_state, grads):
         updates, opt_state = transform.update(grads, opt_state, params)
         return apply_updates(params, updates, learning_rate), opt_state
 
+    branch, select = (
+        functools.partial(_branch, apply, step),
+        functools.partial(_select, apply, step),
+    )
+    forms = {"cuda": select, "rocm": select, "default": branch}
+    return lax.platform_dependent(params, opt_state, grads, **forms)
+
+
+def _branch(apply: Array, step, params, opt_state, grads):
     leave = lambda params, opt_state, grads: (params, opt_state)
     return lax.cond(apply, step, leave, params, opt_state, grads)
+
+
+def _select(apply: Array, step, params, opt_state, grads):
+    choose = lambda new, old: jnp.where(apply, new, old)
+    return jax.tree.map(choose, step(params, opt_state, grads), (params, opt_state))
 
 
 def _summarise(history: list[dict]) -> dict[str, Array]:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax.config import ModelConfig
-from ppo_jax.model import init_trunk
+from ppo_jax.model import init_trunk, stream_trunk
+from ppo_jax.rope import positions_from_mask
+from ppo_jax.stream import Layout, Stream
 from ppo_jax.types import Prompts
 
 
@@ -55,3 +57,20 @@ def trunk_params(config: ModelConfig, seed: int):
         for key, (path, x) in zip(keys, leaves, strict=True)
     ]
     return jax.tree_util.tree_unflatten(tree, moved)
+
+
+def row_states(decoder, params, ids_BS, mask_BS):
+    """Normed hidden states [B, S, D] of whole sequences, each row a stream of its own; rows at
+    padding are meaningless. `mask_BS` is 1 on real tokens, which stand side by side, anywhere in
+    the row: the package packs them to its left end."""
+    B, S = ids_BS.shape
+    mask_BS = mask_BS > 0
+    # The trunk reads where the tokens stand; the rest of a stream is the head's.
+    nothing = dict.fromkeys(Stream._fields)
+    stream = Stream(**nothing)._replace(
+        ids_ZN=ids_BS,
+        positions_ZN=positions_from_mask(mask_BS),
+        row_ZN=jnp.where(mask_BS, 0, 1),
+        lengths_ZR=mask_BS.sum(axis=1, keepdims=True),
+    )
+    return stream_trunk(decoder, params, stream, Layout(B, S, S, final=True))

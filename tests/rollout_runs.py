@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from builders import random_prompts, tiny_model, trunk_params
+from builders import random_prompts, row_states, tiny_model, trunk_params
 from ppo_jax.config import RolloutOptions
 from ppo_jax.decoder import Decoder
-from ppo_jax.model import trunk, unembed
+from ppo_jax.model import unembed
 from ppo_jax.rollout import sample
 
 B, P, T = 8, 5, 9
@@ -72,7 +72,7 @@ def tempered(rollout, temperature):
     ids_BS = np.concatenate([rollout.prompt_ids_BP, rollout.response_ids_BT], axis=1)
     mask_BS = np.concatenate([rollout.prompt_mask_BP, rollout.mask_BT > 0], axis=1)
     decoder = Decoder(CONFIG)
-    call = jax.jit(functools.partial(trunk, decoder))
+    call = jax.jit(functools.partial(row_states, decoder))
     hidden_BSD = call(PARAMS, jnp.asarray(ids_BS), jnp.asarray(mask_BS))
     logits_BSV = np.asarray(unembed(decoder, PARAMS, hidden_BSD), np.float64)
     return logits_BSV[:, P - 1 : -1] / temperature

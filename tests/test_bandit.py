@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from builders import row_states
 from ppo_jax.config import replace
-from ppo_jax.model import trunk, unembed
+from ppo_jax.model import unembed
 from ppo_jax.sharding import put_batch, put_replicated
 from ppo_jax.types import Prompts
 from step_builders import BASE, case, traced
@@ -41,7 +42,7 @@ def table(rollout, columns, tables):
 def policy_of(built, params) -> np.ndarray:
     """The distribution of the token after the prompt."""
     decoder = built.setup.decoder
-    hidden = trunk(decoder, params["policy"], jnp.array([[2]]), jnp.ones((1, 1), bool))
+    hidden = row_states(decoder, params["policy"], jnp.array([[2]]), jnp.ones((1, 1), bool))
     logits_V = unembed(decoder, params["policy"], hidden[0, 0])
     return np.asarray(jax.nn.softmax(logits_V), np.float64)
 

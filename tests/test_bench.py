@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import subprocess
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -72,10 +74,12 @@ def test_the_result_is_whole(finished):
     path, result = finished
     assert path.name.startswith("tiny-cpu-2") and path.suffix == ".json"
     assert set(result) == {
-        *("schema", "workload", "title", "time", "environment", "config_digest", "overrides"),
-        *("batch", "compile", "iteration", "profiled", "phases", "ceilings", "memory", "metrics"),
+        *("schema", "kind", "workload", "title", "time", "environment", "config_digest"),
+        *("overrides", "batch", "compile", "iteration", "profiled", "phases", "ceilings"),
+        *("memory", "metrics"),
     }
     assert all(math.isfinite(number) for number in numbers(result))
+    assert (result["schema"], result["kind"]) == (2, "timed")
     assert result["workload"] == "tiny" and result["title"] == "Tiny: one layer."
     assert result["overrides"] == ["hparams.kl_coef: 0.05 -> 0.2"]
     assert result["compile"]["programs"] == {"train_step": 1}
@@ -228,7 +232,49 @@ def test_wrong_words_end_with_2_before_anything_runs(
 def test_results_of_another_layout_are_refused(tmp_path, finished):
     path = tmp_path / "old.json"
     path.write_text(json.dumps(finished[1] | {"schema": 0}))
-    with pytest.raises(PPOJaxError, match="schema is 0; expected 1"):
+    with pytest.raises(PPOJaxError, match="schema is 0; expected 2"):
+        bench_report.load_result(str(path))
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "experiments" / "bench" / "results"
+KEPT = sorted(RESULTS.glob("*.json"))
+TIMINGS = [path for path in KEPT if re.match(r"w\d[a-z]?-cpu-", path.name)]
+
+
+@pytest.mark.parametrize("path", TIMINGS, ids=lambda path: path.name)
+def test_the_timings_kept_from_earlier_can_be_compared_with(path, finished):
+    rows = bench_report.comparison(finished[1], bench_report.load_result(str(path)))
+    assert {"iteration, wall s", "update, CPU s"} <= {label for label, *_ in rows}
+
+
+def test_a_first_timing_is_compared_and_said_to_count_otherwise(tmp_path, finished):
+    first = {key: value for key, value in finished[1].items() if key != "kind"} | {"schema": 1}
+    path = bench_report.save_result(tmp_path, first)
+    assert bench_report.load_result(str(path)) == first
+    assert bench_report.differences(finished[1], first) == ["schema: 1 -> 2"]
+
+
+COMPILED = {"schema": 2, "kind": "compiled", "memory": {"total": 1}, "phases": {"update": {}}}
+EARLIER = {key: value for key, value in COMPILED.items() if key != "kind"} | {"schema": 1}
+
+
+@pytest.mark.parametrize("result", [COMPILED, EARLIER], ids=["now", "before kinds"])
+def test_a_program_that_never_ran_is_not_compared_with(
+    result, tmp_path, finished, folder, monkeypatch, capsys
+):
+    (tmp_path / "g1-compiled.json").write_text(json.dumps(result))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("it ran"))
+    assert main.main(["bench", "tiny", "--compare", str(tmp_path / "g1-compiled.json")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "kind is compiled, without times; expected timed" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in KEPT if "-compiled-" in path.name], ids=lambda path: path.name
+)
+def test_no_kept_reading_of_a_compiled_program_passes_for_a_timing(path):
+    with pytest.raises(PPOJaxError, match="kind is compiled"):
         bench_report.load_result(str(path))
 
 

@@ -8,15 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from builders import tiny_model
+from builders import row_states, tiny_model
 from family_configs import IDS, model_config
-from ppo_jax import cost
+from ppo_jax import attention, cost
 from ppo_jax.config import Config, replace
 from ppo_jax.cost import Lengths, floor_seconds, phase_work, trunk_flops
 from ppo_jax.decoder import Decoder
-from ppo_jax.lora import init_adapters
-from ppo_jax.model import init_trunk, trunk, unembed
+from ppo_jax.memory import abstract_weights
+from ppo_jax.model import init_trunk, unembed
 
+# Windows shorter and longer than the rows, in some of the layers or in all of them.
+WINDOWS = {
+    "none": {},
+    "some": {"window": 3, "local_layers": (True, False, True)},
+    "all": {"window": 4},
+    "wide": {"window": 99},
+}
+SETTLED = replace(Config(), **{"model.compute_dtype": "float32"})
 LENGTHS = Lengths(np.array([3, 5, 2, 7]), np.array([4, 1, 6, 6]))
 SHAPES = {
     "gqa": tiny_model(),
@@ -46,7 +54,7 @@ def traced_flops(config, B, S) -> float:
     decoder = Decoder(config, remat="none")
     params = jax.eval_shape(functools.partial(init_trunk, config), jax.random.key(0))
     rows = jax.ShapeDtypeStruct((B, S), jnp.int32)
-    return dots(jax.make_jaxpr(functools.partial(trunk, decoder))(params, rows, rows).jaxpr)
+    return dots(jax.make_jaxpr(functools.partial(row_states, decoder))(params, rows, rows).jaxpr)
 
 
 @pytest.mark.parametrize("B,S", [(2, 7), (3, 16)])
@@ -75,18 +83,75 @@ def test_head_flops_are_the_products_of_the_head():
     assert cost.head_flops(config, 13) == dots(head.jaxpr)
 
 
-@pytest.mark.parametrize("lora", [None, 3])
-@pytest.mark.parametrize("shape", [tiny_model(), tiny_model(tie_embeddings=False)])
-def test_trained_parameters(shape, lora):
-    config = replace(Config(), **{"model.lora.rank": lora})
-    if lora is None:
-        make = functools.partial(init_trunk, shape)
-    else:
-        make = functools.partial(init_adapters, shape, config.model.lora)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(make, jax.random.key(0)))
-    matrices = [x.size for path, x in leaves if path[-1].key in ("kernel", "embedding")]
-    adapters = [x.size for path, x in leaves if path[-1].key.startswith("lora")]
-    assert cost.trained_params(config, shape) == sum(matrices if lora is None else adapters)
+def visible(model, n) -> np.ndarray:
+    """Keys that each token of a row of n attends to in the network: [L, n]."""
+    mask_1S, positions_1S = jnp.ones((1, n), bool), jnp.arange(n)[None]
+    seen = attention.view(model, mask_1S, positions_1S)
+    masks = [seen.local_B1SS if local else seen.full_B1SS for local in model.is_local]
+    return np.stack([np.asarray(mask_11SS)[0, 0].sum(axis=1) for mask_11SS in masks])
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_pairs_are_those_the_network_attends_to(name):
+    model = tiny_model(num_layers=3, **WINDOWS[name])
+    every = {n: visible(model, n) for n in range(1, 14)}
+    for n, keys_LS in every.items():
+        np.testing.assert_allclose(cost.seen_keys(model, np.arange(1, n + 1)), keys_LS.mean(0))
+        np.testing.assert_allclose(cost.seen_pairs(model, np.array([n])), keys_LS.sum() / 3)
+    expected = sum(keys_LS.sum() for keys_LS in every.values()) / 3
+    np.testing.assert_allclose(cost.seen_pairs(model, np.arange(1, 14)), expected)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_decoding_attends_to_what_one_pass_over_the_sequences_would(name):
+    model = tiny_model(num_layers=3, **WINDOWS[name])
+    _, keys_T = cost.decode_steps(model, LENGTHS)
+    prefilled = cost.seen_pairs(model, LENGTHS.prompt_B)
+    whole = sum(visible(model, int(p + r - 1)).sum() / 3 for p, r in zip(*LENGTHS, strict=True))
+    np.testing.assert_allclose(prefilled + keys_T.sum(), whole)
+
+
+def matrix_entries(tree) -> int:
+    """Entries of a tree's matrices: adapters' and embeddings' too, but not of a value head."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = ("kernel", "embedding", "lora_a", "lora_b")
+    return sum(x.size for path, x in leaves if path[-1].key in names)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("critic", ["shared", "own-shape", "policy's-shape"])
+def test_trained_parameters_are_those_of_the_first_state(critic, tied, rank):
+    model = tiny_model(tie_embeddings=tied)
+    other = tiny_model(tie_embeddings=tied, num_layers=3, embed_dim=16)
+    own = {"shared": None, "own-shape": other, "policy's-shape": model}[critic]
+    config = replace(SETTLED, **{"model.lora.rank": rank})
+    config = replace(config, **{"model.critic": "shared" if own is None else "separate"})
+    state, _ = abstract_weights(config, model, own)
+    assert cost.trained_params(config, model) == matrix_entries(state.params["policy"])
+    if own is not None:
+        found = cost.trained_params(config, own, lm_head=False)
+        assert found == matrix_entries(state.params["value"]["trunk"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_update_moves_no_lm_head_of_a_critic(tied):
+    model, own = tiny_model(tie_embeddings=tied), tiny_model(tie_embeddings=tied, num_layers=3)
+    config = replace(SETTLED, **{"model.critic": "separate"})
+    state, _ = abstract_weights(config, model, own)
+    trunks = {"policy": state.params["policy"], "critic": state.params["value"]["trunk"]}
+    # Each pass reads the matrices it multiplies by; a tied table is one of them for logits alone.
+    layers = {name: matrix_entries(tree["layers"]) for name, tree in trunks.items()}
+    read = sum(layers.values()) + model.vocab_size * model.embed_dim
+    moved = 2 * 4 * read + 4 * 2 * 4 * matrix_entries(trunks)
+    steps = config.ppo.epochs * config.ppo.minibatches
+    assert phase_work(config, model, own, LENGTHS)["update"].bytes == steps * moved
+
+
+def test_a_learned_table_of_positions_is_trained():
+    model = tiny_model(position="learned", max_positions=11)
+    state, _ = abstract_weights(SETTLED, model, None)
+    assert cost.trained_params(SETTLED, model) == matrix_entries(state.params["policy"])
 
 
 def rollout_floor(config, model, item, weights, F, BW) -> float:
@@ -101,14 +166,17 @@ def rollout_floor(config, model, item, weights, F, BW) -> float:
     head, kv = model.vocab_size * model.embed_dim, 2 * model.num_layers * model.num_kv_heads
     kv *= model.head_dim * item
     per_pair = 4 * model.num_layers * model.num_heads * model.head_dim
+    kept = model.window or 99
     rows = [(int(p), int(r)) for p, r in zip(*LENGTHS, strict=True)]
-    flops = sum(2.0 * (layers * p + head) + per_pair * p**2 for p, _ in rows)
+    pairs = sum(min(i, kept) for p, _ in rows for i in range(1, p + 1))
+    flops = sum(2.0 * (layers * p + head) for p, _ in rows) + per_pair * pairs
     seconds = max(flops / F, (layers * weights + head * item + sum(kv * p for p, _ in rows)) / BW)
     drawn, step = 1, 1
     while any(r > drawn for _, r in rows):
         live = [(p, r) for p, r in rows if r > drawn]
-        flops = sum(2.0 * (layers + head) + per_pair * (p + step) for p, _ in live)
-        moved = layers * weights + head * item + sum(kv * (p + step) for p, _ in live)
+        keys = sum(min(p + step, kept) for p, _ in live)
+        flops = 2.0 * (layers + head) * len(live) + per_pair * keys
+        moved = layers * weights + head * item + kv * keys
         seconds += max(flops / F, moved / BW)
         drawn, step = drawn + 1, step + 1
     return seconds
@@ -119,21 +187,24 @@ def rollout_floor(config, model, item, weights, F, BW) -> float:
     "dtype,weights,item,width",
     [("float32", "compute", 4, 4), ("bfloat16", "compute", 2, 2), ("bfloat16", "int8", 2, 1)],
 )
-def test_the_floor_of_decoding_is_the_sum_over_its_steps(dtype, weights, item, width, F, BW):
-    model = tiny_model(tie_embeddings=False)
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_floor_of_decoding_is_the_sum_over_its_steps(
+    dtype, weights, item, width, F, BW, window
+):
+    model = tiny_model(tie_embeddings=False, window=window)
     config = replace(Config(), **{"model.compute_dtype": dtype, "rollout.weights": weights})
     found = floor_seconds(phase_work(config, model, None, LENGTHS)["rollout"], F, BW)
     np.testing.assert_allclose(found, rollout_floor(config, model, item, width, F, BW), rtol=1e-12)
 
 
 def test_responses_of_one_token_need_no_step():
-    rows_T, keys_T = cost.decode_steps(Lengths(np.array([4, 9]), np.array([1, 1])))
+    rows_T, keys_T = cost.decode_steps(tiny_model(), Lengths(np.array([4, 9]), np.array([1, 1])))
     assert rows_T.shape == keys_T.shape == (0,)
 
 
 def forward(model, with_head=True) -> float:
-    whole = LENGTHS.prompt_B + LENGTHS.response_B
-    flops = sum(trunk_flops(model, int(n), int(n) ** 2) for n in whole)
+    read = LENGTHS.prompt_B + LENGTHS.response_B - 1  # nothing is drawn after the last token
+    flops = sum(trunk_flops(model, n, int(visible(model, n)[0].sum())) for n in map(int, read))
     return flops + with_head * sum(cost.head_flops(model, int(n)) for n in LENGTHS.response_B)
 
 
@@ -172,9 +243,9 @@ def test_extra_critic_epochs_on_a_shared_trunk_spare_the_head():
 
 def test_frozen_weights_get_no_gradient():
     config = replace(Config(), **{"model.lora.rank": 2, "ppo.epochs": 1})
-    squares = int(((LENGTHS.prompt_B + LENGTHS.response_B) ** 2).sum())
-    attention = trunk_flops(POLICY, 0, squares)
-    expected = 2 * (forward(POLICY) - attention) + 3 * attention
+    read = LENGTHS.prompt_B + LENGTHS.response_B - 1
+    attended = trunk_flops(POLICY, 0, sum(int(visible(POLICY, n)[0].sum()) for n in map(int, read)))
+    expected = 2 * (forward(POLICY) - attended) + 3 * attended
     assert phase_work(config, POLICY, None, LENGTHS)["update"].flops == expected
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from builders import row_states
 from decoder_oracle import slow_hidden, slow_logits
 from family_configs import FAMILIES, IDS, RICH, WINDOW, model_config
 from family_models import family_model, random_rows
@@ -16,7 +17,6 @@ from ppo_jax.model import (
     decode_step,
     prefill,
     stack_layers,
-    trunk,
     unembed,
     unstack_layers,
 )
@@ -29,7 +29,7 @@ EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def jit_trunk(decoder):
-    return jax.jit(functools.partial(trunk, decoder))
+    return jax.jit(functools.partial(row_states, decoder))
 
 
 jit_prefill = jax.jit(prefill, static_argnums=0)
@@ -120,7 +120,7 @@ def test_scan_and_remat_agree_in_values_and_gradients(family):
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(remat, params):
-        hidden = lambda p: trunk(Decoder(config, remat=remat), p, rows.ids_BS, rows.mask_BS)
+        hidden = lambda p: row_states(Decoder(config, remat=remat), p, rows.ids_BS, rows.mask_BS)
         loss = lambda p: jnp.sum(jnp.where(rows.mask_BS[..., None], hidden(p) * weight_BSD, 0.0))
         return jax.value_and_grad(lambda p: loss(p) / 100)(params)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import peft_builders
+from builders import row_states
 from family_configs import FAMILIES, VOCAB, first_case, model_config
 from peft_builders import LLAMA
 from ppo_jax.config import LoraOptions, ModelConfig
@@ -15,7 +16,7 @@ from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.errors import ConfigError
 from ppo_jax.layers import Linear
 from ppo_jax.lora import adapted_modules, attach, init_adapters, merge
-from ppo_jax.model import init_trunk, stack_layers, trunk, unstack_layers
+from ppo_jax.model import init_trunk, stack_layers, unstack_layers
 from ppo_jax.rollout_weights import rollout_copy
 
 ALL = ("q", "k", "v", "o", "gate", "up", "down")
@@ -39,7 +40,7 @@ def hidden(config, params, scale=2.0, dtype="float32"):
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(decoder, params):
-    return trunk(decoder, params, IDS, MASK)
+    return row_states(decoder, params, IDS, MASK)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_gradients_reach_the_adapters_alone(layout):
     @jax.jit
     @jax.grad
     def gradient(adapters):
-        return jnp.sum(jnp.sin(trunk(decoder, attach(params, adapters), IDS, MASK)))
+        return jnp.sum(jnp.sin(row_states(decoder, attach(params, adapters), IDS, MASK)))
 
     found = gradient(adapters)
     assert jax.tree.structure(found) == jax.tree.structure(adapters)

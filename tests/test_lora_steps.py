@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from builders import row_states
 from ppo_jax.config import replace
 from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
-from ppo_jax.model import init_trunk, trunk
+from ppo_jax.model import init_trunk
 from ppo_jax.rollout_weights import rollout_copy
 from step_builders import BASE, SHAPE, case, leaves, run, same
 
@@ -65,7 +66,7 @@ def test_an_unmerged_copy_is_the_training_forward(dtype):
     base = init_trunk(SHAPE, jax.random.key(0))
     whole = attach(base, random_adapters(3, 2e-3))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 64, (6, 12)), jnp.int32)
-    hidden = jax.jit(lambda params: trunk(decoder, params, ids, ids >= 0))
+    hidden = jax.jit(lambda params: row_states(decoder, params, ids, ids >= 0))
     exact = np.asarray(hidden(whole), np.float32)
     error = {}
     for weights in ("unmerged", "compute", "int8"):

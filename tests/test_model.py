@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from builders import random_prompts, tiny_model, trunk_params
+from builders import random_prompts, row_states, tiny_model, trunk_params
 from decoder_oracle import slow_hidden
 from family_configs import FAMILIES, RICH
 from family_models import family_model
@@ -22,7 +22,6 @@ from ppo_jax.model import (
     init_value_head,
     prefill,
     stack_layers,
-    trunk,
     unembed,
     unstack_layers,
     value_head,
@@ -47,7 +46,7 @@ CONFIGS = {
 
 @functools.cache
 def jit_trunk(decoder):
-    return jax.jit(functools.partial(trunk, decoder))
+    return jax.jit(functools.partial(row_states, decoder))
 
 
 jit_prefill = jax.jit(prefill, static_argnums=0)
@@ -101,7 +100,7 @@ def test_scan_unroll_and_every_remat_agree_in_values_and_gradients():
     weight_BSD = jax.random.normal(jax.random.key(6), (*ids_BS.shape, config.embed_dim))
 
     def loss(params, remat):
-        hidden = trunk(Decoder(config, remat=remat), params, ids_BS, mask_BS)
+        hidden = row_states(Decoder(config, remat=remat), params, ids_BS, mask_BS)
         return jnp.sum(jnp.where(mask_BS[..., None], hidden * weight_BSD, 0.0)) / 100, hidden
 
     results = {}

@@ -15,6 +15,7 @@ from ppo_jax.optimizer import (
     learning_rate_factor,
     make_optimizer,
 )
+from ppo_jax.update import _branch, _select
 
 STEPS, RATE = 40, 3e-3
 
@@ -186,3 +187,17 @@ def test_apply_updates_is_float32_and_keeps_the_dtype():
     half = apply_updates({"a": jnp.ones(2, jnp.bfloat16)}, {"a": jnp.ones(2)}, 0.5)
     assert half["a"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(half["a"], float), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("form", [_branch, _select])
+@pytest.mark.parametrize("apply", [True, False])
+def test_both_forms_of_a_step_move_all_or_nothing(form, apply):
+    params, state, grads = {"w": jnp.arange(3.0)}, jnp.int32(4), {"w": jnp.array([1.0, jnp.nan, 2])}
+    step = lambda params, state, grads: (
+        jax.tree.map(lambda p, g: p - g, params, grads),
+        state + 1,
+    )
+    moved, count = jax.jit(lambda *args: form(jnp.bool_(apply), step, *args))(params, state, grads)
+    expected = np.array([-1.0, np.nan, 0.0]) if apply else np.arange(3.0)
+    np.testing.assert_array_equal(moved["w"], expected)
+    assert count == (5 if apply else 4) and count.dtype == jnp.int32

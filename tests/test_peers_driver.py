@@ -20,6 +20,7 @@ FACTS = {
     "critic": "separate",
     "parameters": {"policy": 1000, "value": 900},
     "dtype": "float32",
+    "platform": "cpu",
     "versions": {},
     "threads": 2,
 }
@@ -50,8 +51,8 @@ for line in sys.stdin:
 """  # noqa: E501
 
 
-@pytest.fixture
-def make(tmp_path):
+@pytest.fixture(name="make")
+def make_worker(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER, encoding="utf-8")
     journal = tmp_path / "journal"
@@ -105,6 +106,7 @@ def test_a_side_that_cannot_start_says_why(tmp_path):
     ("changes", "message"),
     [
         ({"dtype": "bfloat16"}, "dtype: ours float32, trl bfloat16"),
+        ({"platform": "cuda"}, "platform: ours cpu, trl cuda"),
         ({"parameters": {"policy": 1011}}, "parameters of the policy: ours 1000, trl 1011"),
         ({"shape": {**FACTS["shape"], "epochs": 3}}, "epochs: ours 4, trl 3"),
         ({"shape": {**FACTS["shape"], "prompt_tokens": [1, 32]}}, "prompt_tokens: ours"),
@@ -149,7 +151,9 @@ def test_main_writes_every_figure_and_a_table(make, monkeypatch, tmp_path, capsy
     assert run.main(["--rounds", "3", "--warmup", "1", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["figures"]["speed"]["tunix"]["cpu_s"]["of_medians"] == 2.0
-    assert result["figures"]["memory"]["tunix"] == {"tensor_bytes": 0.7, "rss_bytes": 4 / 9}
+    memory = {"tensor_bytes": 0.7, "device_bytes": None, "rss_bytes": 4 / 9}
+    assert result["figures"]["memory"]["tunix"] == memory
+    assert result["figures"]["compared"] == "cpu_s"
     assert result["figures"]["identical_arithmetic"] == {"tunix": True}
     assert len(result["rows"]["tunix"]) == 3 and result["machine"]["cpu_count"] == os.cpu_count()
     shown = capsys.readouterr().out.splitlines()
@@ -177,14 +181,10 @@ def test_a_workload_that_a_peer_lacks_is_left_out(tmp_path):
     assert list(run.commands(arguments, tmp_path)) == ["ours", "trl"]
 
 
-def test_results_of_one_day_do_not_overwrite_each_other(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "HERE", tmp_path / "peers")
+def test_results_are_named_by_their_time():
     arguments = run.parse_arguments(["--workload", "W1", "--ours", "w1s"])
-    first = run.result_path(arguments)
-    first.parent.mkdir()
-    first.touch()
-    assert first.name.startswith("peers-w1-w1s-20")
-    assert run.result_path(arguments).name == first.name.replace(".json", "-2.json")
+    path = run.result_path(arguments, "2026-11-21T16:11:39Z")
+    assert path == PEERS.parent / "results" / "peers-w1-w1s-2026-11-21T16-11-39Z.json"
 
 
 def test_a_session_without_a_driver_gives_itself_the_commands():
@@ -232,7 +232,7 @@ def test_own_cpu_counts_all_threads_and_not_sleep():
     assert worked["cpu_s"] > slept["cpu_s"] + 0.005
 
 
-@pytest.mark.parametrize("name", ["W1", "W2", "W3", "W4"])
+@pytest.mark.parametrize("name", ["W1", "W2", "W3", "W4", "G1"])
 def test_our_workload_files_say_what_the_peers_run(name):
     from ppo_jax.experiment import load_experiment
     from ppo_jax.hf_config import read_model_config
@@ -254,9 +254,11 @@ def test_our_workload_files_say_what_the_peers_run(name):
         epochs=config.ppo.epochs,
         minibatches=config.ppo.minibatches,
         tied=model.tie_embeddings,
+        stop_ids=(*model.eos_token_ids, *config.rollout.stop_token_ids),
     )
     assert shapes.compared(found) == shapes.compared(shape)
-    assert tuple(model.eos_token_ids) == (() if shape.eos is None else (shape.eos,))
+    assert found.stop_ids == shape.stop_ids
+    assert config.model.compute_dtype in ("auto", shape.dtype)
     assert config.hparams.learning_rate == shape.learning_rate
 
 

@@ -13,7 +13,7 @@ from ppo_jax import model as network
 from ppo_jax.arguments import PlanArgs, split_words
 from ppo_jax.chips import Chip, find_chip
 from ppo_jax.config import Config, replace
-from ppo_jax.cost import trunk_flops
+from ppo_jax.cost import seen_pairs, trunk_flops
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment, load_experiment
 from ppo_jax.memory import Case, memory_of
@@ -41,7 +41,8 @@ def test_the_tiny_experiment_fits_an_accelerator():
     whole = made.phases["score"].tokens
     assert made.phases["update"].tokens == TINY.base.ppo.epochs * whole
     whole_B = made.lengths.prompt_B + made.lengths.response_B
-    trunk = trunk_flops(made.model, float(whole), float((whole_B**2).sum()))
+    read_B = whole_B - 1  # nothing is drawn after the last token
+    trunk = trunk_flops(made.model, float(read_B.sum()), seen_pairs(made.model, read_B))
     assert made.phases["update"].work.flops > 3 * TINY.base.ppo.epochs * trunk
     assert all(phase.floor > 0 for phase in made.phases.values())
 

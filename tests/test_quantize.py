@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from builders import trunk_params
+from builders import row_states, trunk_params
 from family_configs import FAMILIES, VOCAB, first_case, model_config
 from ppo_jax.config import LoraOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.hf_tensors import matrices
 from ppo_jax.layers import SIDE_BY_SIDE, Linear
 from ppo_jax.lora import attach, init_adapters
-from ppo_jax.model import prefill, stack_layers, trunk, unembed
+from ppo_jax.model import prefill, stack_layers, unembed
 from ppo_jax.quantize import quantize, quantize_layers
 from ppo_jax.rollout_weights import join, rollout_copy
 
@@ -165,7 +165,7 @@ def test_adapters_are_merged_first_and_not_rounded(dtype):
 
 @functools.partial(jax.jit, static_argnums=0)
 def forward(decoder, params, ids_BS, mask_BS):
-    hidden_BSD = trunk(decoder, params, ids_BS, mask_BS)
+    hidden_BSD = row_states(decoder, params, ids_BS, mask_BS)
     return hidden_BSD, unembed(decoder, params, hidden_BSD)
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from builders import random_prompts, tiny_model
+from builders import random_prompts, row_states, tiny_model
 from ppo_jax import kv_cache, slots
 from ppo_jax.config import Config, ParallelOptions, RolloutOptions, replace
 from ppo_jax.decoder import Decoder
 from ppo_jax.errors import ConfigError
-from ppo_jax.model import init_trunk, trunk, unembed
+from ppo_jax.model import init_trunk, unembed
 from ppo_jax.rollout import sample, sharded_sample
 from ppo_jax.sharding import make_mesh, put_batch, put_replicated
 from ppo_jax.step_metrics import slot_use
@@ -139,7 +139,7 @@ def test_rows_equal_a_plain_loop_over_the_training_trunk():
 
     @jax.jit
     def logits(ids_1S, mask_1S, last):
-        return unembed(decoder, PARAMS, trunk(decoder, PARAMS, ids_1S, mask_1S)[0, last])
+        return unembed(decoder, PARAMS, row_states(decoder, PARAMS, ids_1S, mask_1S)[0, last])
 
     for b in range(6):
         row_key = jax.random.fold_in(jax.random.fold_in(key, int(prompts.prompt_index_B[b])), 0)

@@ -1,5 +1,7 @@
 """A step by tokens is the step by rows: the same losses, gradients, state and metrics."""
 
+import dataclasses
+import functools
 from collections import Counter
 
 import jax
@@ -8,7 +10,12 @@ import pytest
 
 from ppo_jax import parts
 from ppo_jax.config import replace
-from step_builders import BASE, assert_close, case, prompts_at
+from ppo_jax.decoder import make_decoder
+from ppo_jax.model import init_trunk, init_value_head
+from ppo_jax.prepare import init_state
+from ppo_jax.sharding import put_replicated
+from ppo_jax.step import train_step
+from step_builders import BASE, assert_close, case, prompts_at, setup_of, start, traced
 
 # Rows of 2 to 17 tokens; responses end early now and then.
 RAGGED = {"rollout.max_new_tokens": 12, "model.shape.init_std": 0.3}
@@ -83,14 +90,40 @@ def test_padding_is_the_share_of_flops_that_no_real_token_needs():
     """By rows: every row at full width, squares of widths for the attention."""
     _, metrics, lengths_B = outcome({})
     prompts_B = prompts_at(case(replace(BASE, **RAGGED)).setup).mask_BP.sum(axis=1)
-    real_B, width = prompts_B + lengths_B - 1, 6 + 12 - 1
-    shape = BASE.model.shape
+    real, padded = row_flops(BASE.model.shape, prompts_B + lengths_B - 1)
+    np.testing.assert_allclose(metrics["update/padding"], 1 - real / padded, rtol=1e-5)
+
+
+def row_flops(shape, real_B):
+    """Forward FLOPs of a one-layer trunk: (on the real tokens of rows, on rows at full width)."""
     D, H, G, K, F = (
         shape.embed_dim, shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.mlp_dim
     )  # fmt: skip
     dense = 2 * (D * H * K * 2 + 2 * D * G * K + 3 * D * F)
-    flops = lambda tokens, pairs: dense * tokens + 4 * H * K * pairs
-    padded = flops(len(real_B) * width, len(real_B) * width**2)
-    np.testing.assert_allclose(
-        metrics["update/padding"], 1 - flops(real_B.sum(), (real_B**2).sum()) / padded, rtol=1e-5
+    flops = lambda length_B: (dense * length_B + 4 * H * K * length_B**2).sum()
+    return flops(real_B), flops(np.full_like(real_B, 6 + 12 - 1))
+
+
+@pytest.mark.parametrize("epochs, value_epochs", [(2, 2), (1, 3), (3, 1)])
+def test_padding_counts_a_trunk_in_the_epochs_that_run_it(epochs, value_epochs):
+    """A critic that is nearly all attention, of which padding is a larger share."""
+    changes = {"ppo.epochs": epochs, "ppo.value_epochs": value_epochs}
+    config = replace(BASE, **RAGGED, **changes, **{"model.critic": "separate"})
+    policy, critic = (
+        config.model.shape,
+        dataclasses.replace(config.model.shape, embed_dim=8, mlp_dim=8, num_heads=16),
     )
+    setup = setup_of(config)._replace(critic=make_decoder(critic, config.model))
+    state, frozen = start(setup)
+    value = {"head": init_value_head(critic), "trunk": init_trunk(critic, jax.random.key(8))}
+    state = init_state(config, {"policy": state.params["policy"], "value": value})
+    state, prompts = put_replicated(setup.mesh, state), prompts_at(setup)
+    program = jax.jit(
+        functools.partial(train_step, setup),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    _, metrics, rollout, _ = program(state, frozen, traced(config.hparams), prompts)
+    real_B = np.asarray(prompts.mask_BP.sum(axis=1) + rollout.lengths_B - 1)
+    each = np.asarray([row_flops(policy, real_B), row_flops(critic, real_B)])
+    real, padded = np.asarray([epochs, value_epochs]) @ each
+    np.testing.assert_allclose(metrics["update/padding"], 1 - real / padded, rtol=1e-5)

@@ -28,7 +28,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from ppo_jax.abstract_step import lower_step
-from ppo_jax.bench_report import save_result
+from ppo_jax.bench_report import SCHEMA, save_result
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff
 from ppo_jax.decoder import Decoder, lora_scale
@@ -118,7 +118,8 @@ def reading(arguments: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     if arguments.hlo is not None:
         arguments.hlo.write_text(text, encoding="utf-8")
     return {
-        "schema": 1,
+        "schema": SCHEMA,
+        "kind": "compiled",
         "workload": f"{experiment.name}-compiled",
         "note": arguments.note,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

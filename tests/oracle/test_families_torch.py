@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch_families import saved, torch_model
 
+from builders import row_states
 from family_configs import FAMILIES, IDS, VOCAB, first_case, model_config
 from ppo_jax.config import ModelConfig, RolloutOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.hf_tensors import tensor_slots
-from ppo_jax.model import stack_layers, trunk, unembed, unstack_layers
+from ppo_jax.model import stack_layers, unembed, unstack_layers
 from ppo_jax.rollout import sample
 from ppo_jax.types import Prompts
 from ppo_jax.weights import load_hf
@@ -99,7 +100,7 @@ def jax_forward(decoder, params, ids, mask):
         table = params["embed"]["embedding"][ids] + shift_BSD
         rows = {"embedding": table.reshape(-1, table.shape[-1])}
         own_ids = jnp.arange(ids.size).reshape(ids.shape)
-        hidden = trunk(decoder, params | {"embed": rows}, own_ids, mask)
+        hidden = row_states(decoder, params | {"embed": rows}, own_ids, mask)
         logits = unembed(decoder, params, hidden)
         logprobs = jax.nn.log_softmax(logits[:, :-1])
         chosen = jnp.take_along_axis(logprobs, ids[:, 1:, None], axis=-1)[..., 0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from builders import row_states
 from ppo_jax.config import (
     Config,
     DataOptions,
@@ -23,7 +24,7 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
-from ppo_jax.model import trunk, unembed
+from ppo_jax.model import unembed
 from ppo_jax.smollm2 import ensure_cached
 from ppo_jax.train import train
 
@@ -161,7 +162,7 @@ def check_export(model_name: str, out, ids: np.ndarray, tolerance: float) -> np.
     source = open_source(model_name)
     decoder, params = Decoder(source.config), load_trunk(source)
     ours = unembed(
-        decoder, params, trunk(decoder, params, jnp.asarray(ids), jnp.ones(ids.shape, bool))
+        decoder, params, row_states(decoder, params, jnp.asarray(ids), jnp.ones(ids.shape, bool))
     )
     difference = np.abs(np.asarray(ours) - wanted).max()
     print(f"logits of the export: {difference:.1e}, up to {abs(wanted).max():.0f} in size")

@@ -16,12 +16,13 @@ from safetensors.numpy import load_file
 from torch_families import saved, torch_model
 from transformers import AutoModelForCausalLM
 
+from builders import row_states
 from family_configs import FAMILIES, VOCAB, first_case, model_config
 from peft_builders import WEIGHTS, random_adapters
 from ppo_jax.config import LoraOptions, ModelConfig
 from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.lora import attach, init_adapters, merge
-from ppo_jax.model import trunk, unembed
+from ppo_jax.model import unembed
 from ppo_jax.peft_folder import read_adapters, write_adapters
 from ppo_jax.weights import load_hf, save_hf
 
@@ -73,7 +74,7 @@ def torch_logits(model, ids, mask) -> torch.Tensor:
 @functools.partial(jax.jit, static_argnums=0)
 def our_logits(decoder, params, adapters, ids, mask):
     whole = attach(params, adapters)
-    return unembed(decoder, whole, trunk(decoder, whole, ids, mask))
+    return unembed(decoder, whole, row_states(decoder, whole, ids, mask))
 
 
 def assert_same_logits(pair, model, lora, adapters, seed):

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch_families import saved, torch_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from builders import row_states
 from family_configs import FAMILIES, IDS, VOCAB, first_case, hf_config
 from ppo_jax.decoder import Decoder
 from ppo_jax.hf_config import read_model_config
-from ppo_jax.model import trunk, value_head
+from ppo_jax.model import value_head
 from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.weights import load_classifier, load_hf, save_hf
 from trees import assert_same
@@ -77,7 +78,7 @@ def test_round_trip_of_files(tmp_path, family, dtype, shards):
 
 def our_scores(config, params, head):
     mask_BS = jnp.ones(TOKENS.shape, bool)
-    hidden_BSD = trunk(Decoder(config), params, jnp.asarray(TOKENS.numpy()), mask_BS)
+    hidden_BSD = row_states(Decoder(config), params, jnp.asarray(TOKENS.numpy()), mask_BS)
     return np.asarray(value_head(head, hidden_BSD[:, -1]))
 
 

@@ -4,11 +4,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from worker import QUIET
+
 Row = dict[str, Any]  # a worker's answer to `iterate`
 
 OURS = "ours"
-QUIET = 0.15  # CPUs that others may take in a round that counts as undisturbed
 PARAMETERS_WITHIN = 0.01  # Tunix's Qwen2 has biases in q, k and v, 0.1 % of the weights
+CLOCKS = {"cpu_s": "own CPU", "wall_s": "wall"}
+MEMORY = {"tensor_bytes": "tensors", "device_bytes": "device", "rss_bytes": "resident"}
+RATES = {"cpu_s": "tokens_per_cpu_s", "wall_s": "tokens_per_s"}
 
 
 def disagreements(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]:
@@ -17,8 +21,9 @@ def disagreements(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> list[str]
     for key, value in ours["shape"].items():
         if peer["shape"].get(key) != value:
             found.append(f"{key}: ours {value}, {name} {peer['shape'].get(key)}")
-    if ours["dtype"] != peer["dtype"]:
-        found.append(f"dtype: ours {ours['dtype']}, {name} {peer['dtype']}")
+    for key in ("dtype", "platform"):
+        if ours[key] != peer[key]:
+            found.append(f"{key}: ours {ours[key]}, {name} {peer[key]}")
     # The policy's alone: a critic may carry the output matrix of the model that it is a copy of.
     mine, theirs = ours["parameters"]["policy"], peer["parameters"]["policy"]
     if abs(mine - theirs) > PARAMETERS_WITHIN * theirs:
@@ -40,7 +45,8 @@ def medians(rows: Sequence[Row]) -> dict[str, Any]:
     """Medians over the rounds; the resident size is the largest of them."""
     median = lambda key: statistics.median(row[key] for row in rows)
     result = {key: median(key) for key in ("cpu_s", "wall_s", "tokens")}
-    result["tokens_per_cpu_s"] = statistics.median(row["tokens"] / row["cpu_s"] for row in rows)
+    for clock, rate in RATES.items():
+        result[rate] = statistics.median(row["tokens"] / row[clock] for row in rows)
     result["phases"] = {
         name: statistics.median(row["phases"][name] for row in rows) for name in rows[0]["phases"]
     }
@@ -56,7 +62,7 @@ def ratios(ours: Sequence[Row], peer: Sequence[Row]) -> dict[str, Any]:
     both sides of a round falls out of it.
     """
     result: dict[str, Any] = {}
-    for key in ("cpu_s", "wall_s"):
+    for key in CLOCKS:
         mine, theirs = ([row[key] for row in rows] for rows in (ours, peer))
         pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
         result[key] = {
@@ -65,8 +71,8 @@ def ratios(ours: Sequence[Row], peer: Sequence[Row]) -> dict[str, Any]:
             "lowest": min(pairs),
             "highest": max(pairs),
         }
-    mine, theirs = (medians(rows)["tokens_per_cpu_s"] for rows in (ours, peer))
-    result["tokens_per_cpu_s"] = mine / theirs
+    mine, theirs = medians(ours), medians(peer)
+    result |= {rate: mine[rate] / theirs[rate] for rate in RATES.values()}
     return result
 
 
@@ -80,6 +86,7 @@ def memory_ratios(
     share = lambda a, b: a / b if a and b else None
     return {
         "tensor_bytes": share(mine.get("program_bytes"), theirs.get("peak_tensor_bytes")),
+        "device_bytes": share(mine.get("device_peak_bytes"), theirs.get("peak_tensor_bytes")),
         "rss_bytes": share(my_rss, their_rss),
     }
 
@@ -99,6 +106,8 @@ def evaluate(
     rss = {name: side["rss_bytes"] for name, side in sides.items()}
     mine = memory.get(OURS, {})
     return {
+        # Beside a GPU the process's CPU seconds are those of dispatch and of waiting.
+        "compared": "cpu_s" if facts[OURS]["platform"] == "cpu" else "wall_s",
         "medians": sides,
         "speed": {name: ratios(rows[OURS], rows[name]) for name in peers},
         "memory": {
@@ -149,23 +158,34 @@ def _rows_of_figures(result):
         of_pairs = speed[name][key]
         return f"{of_pairs['paired']:.2f} ({of_pairs['lowest']:.2f}-{of_pairs['highest']:.2f})"
 
+    on_cpu = figures["compared"] == "cpu_s"  # else the sides run one after the other: no pairs
+    clocks = CLOCKS if on_cpu else {"wall_s": "wall"}
     rows = [
-        ("own CPU s an iteration", lambda name: number(of[name]["cpu_s"])),
-        ("wall s an iteration", lambda name: number(of[name]["wall_s"])),
+        *(
+            (f"{label} s an iteration", lambda n, k=key: number(of[n][k]))
+            for key, label in clocks.items()
+        ),
         ("tokens an iteration", lambda name: number(of[name]["tokens"], 0)),
         ("largest resident MiB", lambda name: mb(of[name]["rss_bytes"])),
         ("tensors at peak MiB", lambda name: mb(tensors(memory.get(name, {})))),
     ]
+    if not on_cpu:
+        on_device = lambda m: m.get("device_peak_bytes", m.get("peak_tensor_bytes"))
+        rows.append(("device at peak MiB", lambda name: mb(on_device(memory.get(name, {})))))
     for phase in ("generation", "scoring", "update"):
         rows.append((f"  {phase} wall s", lambda name, p=phase: number(of[name]["phases"].get(p))))
-    for key, label in (("cpu_s", "own CPU"), ("wall_s", "wall")):
+    for key, label in clocks.items():
         ratio = lambda name, k=key: number(speed[name][k]["of_medians"])
         rows.append((f"speed-up, {label}", lambda name, r=ratio: against(name, lambda: r(name))))
-        pair = lambda name, k=key: paired(name, k)
-        rows.append((f"  round by round, {label}", lambda n, p=pair: against(n, lambda: p(n))))
-    per_token = lambda name: number(speed[name]["tokens_per_cpu_s"])
-    rows.append(("speed-up, tokens a CPU s", lambda n: against(n, lambda: per_token(n))))
-    for key, label in (("tensor_bytes", "tensors"), ("rss_bytes", "resident")):
+        if on_cpu:
+            pair = lambda name, k=key: paired(name, k)
+            rows.append((f"  round by round, {label}", lambda n, p=pair: against(n, lambda: p(n))))
+    per_token = lambda name: number(speed[name][RATES[figures["compared"]]])
+    second = "CPU s" if on_cpu else "s"
+    rows.append((f"speed-up, tokens a {second}", lambda n: against(n, lambda: per_token(n))))
+    for key, label in MEMORY.items():
+        if key == "device_bytes" and on_cpu:
+            continue
         share = lambda name, k=key: number(figures["memory"][name][k])
         rows.append((f"memory, {label}, ours / peer", lambda n, s=share: against(n, lambda: s(n))))
     return rows

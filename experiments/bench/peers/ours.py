@@ -1,6 +1,6 @@
 """ppo_jax on a workload, one iteration at a time, as the peers' runners do it.
 
-.venv/bin/python experiments/bench/peers/ours.py --workload w1 --memory
+.venv/bin/python experiments/bench/peers/ours.py --workload w1 --memory [--section.key VALUE ...]
 """
 
 import argparse
@@ -15,20 +15,24 @@ from shapes import COMPARED, write_prompts
 from worker import iteration_line, make_parser, open_session, start
 
 from ppo_jax.experiment import load_experiment
+from ppo_jax.main import parse_config
 from ppo_jax.metrics import to_host
 from ppo_jax.prepare import Run
+from ppo_jax.profile import peak_memory_bytes
 from ppo_jax.programs import largest_memory, make_stepper
 from ppo_jax.types import PyTree, TrainState
-from ppo_jax.workload import Workload, load_workload, workload_batch, workload_of
+from ppo_jax.workload import Workload, check_workload, load_workload, workload_batch, workload_of
 from ppo_jax.xla_flags import set_flags
 
 WORKLOADS = Path(__file__).resolve().parent.parent
+PLATFORMS = {"cpu": "cpu", "cuda": "cuda,cpu"}  # the CPU's stay there, as in training
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = make_parser("ppo_jax on a workload")
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """(own arguments, flags of the workload's configuration)"""
+    parser = make_parser("ppo_jax on a workload; every field of its BASE is a flag, too")
     parser.add_argument("--write-prompts", help="file for the peers: token ids, a JSON list a line")
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 def adam_steps(state: TrainState) -> int:
@@ -47,6 +51,7 @@ def shape(run: Run) -> dict[str, Any]:
         *(model.num_layers, model.embed_dim, model.num_heads, model.num_kv_heads, model.mlp_dim),
         *(model.vocab_size, model.tie_embeddings),
         *(config.rollout.batch_size, [lengths[0], lengths[-1]], config.rollout.max_new_tokens),
+        len({*model.eos_token_ids, *config.rollout.stop_token_ids}),
         *(config.ppo.epochs, config.ppo.minibatches),
     )
     return dict(zip(COMPARED, values, strict=True))
@@ -61,16 +66,9 @@ def facts(run: Run, state: TrainState) -> dict[str, Any]:
         "critic": run.config.model.critic,
         "parameters": {name: count(tree) for name, tree in state.params.items()},
         "dtype": run.config.model.compute_dtype,
+        "platform": "cuda" if jax.default_backend() == "gpu" else jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
         "threads": os.cpu_count(),
-    }
-
-
-def program_memory(compiled: dict[str, jax.stages.Compiled]) -> dict[str, int]:
-    """Bytes that the largest program needs: its arguments, what it returns beside them, scratch."""
-    parts = dict(largest_memory(compiled))
-    return {
-        "program_bytes": parts.pop("total"),
-        **{f"{part}_bytes": n for part, n in parts.items()},
     }
 
 
@@ -78,7 +76,10 @@ def serve(run: Run, workload: Workload, state: TrainState, frozen: PyTree, sessi
     stepper, step = make_stepper(run), 0
     while command := session.next_command():
         if command == "memory":
-            session.say(program_memory(stepper.compiled))
+            program = largest_memory(stepper.compiled)
+            counts = jax.default_backend() != "cpu"  # of the CPU's memory there is only the RSS
+            peak = {"device_peak_bytes": peak_memory_bytes()} if counts else {}
+            session.say({"program_bytes": program["total"], "program": program, **peak})
             continue
         before, mark = adam_steps(state), start()
         prompts = workload_batch(run, workload, step)
@@ -92,17 +93,21 @@ def serve(run: Run, workload: Workload, state: TrainState, frozen: PyTree, sessi
 
 def main() -> None:
     set_flags()  # as the command line does
-    arguments = parse_arguments()
+    arguments, flags = parse_arguments()
+    if arguments.device is not None:
+        jax.config.update("jax_platforms", PLATFORMS[arguments.device])
     session = open_session(arguments)
     path = Path(arguments.workload)
     if path.suffix != ".py":
         path = WORKLOADS / f"{arguments.workload.lower()}.py"
     experiment = load_experiment(path)
     workload = workload_of(experiment)
-    if experiment.base.run.compile_cache is not None:  # as training does
-        cache = Path(experiment.base.run.compile_cache).expanduser()
+    config = parse_config(path.stem, flags, experiment)
+    check_workload(config, experiment)
+    if config.run.compile_cache is not None:  # as training does
+        cache = Path(config.run.compile_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    run, state, frozen = load_workload(experiment.base, experiment)
+    run, state, frozen = load_workload(config, experiment)
     if arguments.write_prompts is not None:
         write_prompts(arguments.write_prompts, run.dataset.prompt_ids)
     session.say(facts(run, state))

@@ -2,14 +2,14 @@
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Model, lengths and optimiser steps of one PPO iteration. All arithmetic is float32."""
+    """Model, lengths and optimiser steps of one PPO iteration."""
 
     layers: int
     embed: int
@@ -20,12 +20,26 @@ class Shape:
     prompts: int  # sequences an iteration
     prompt_tokens: tuple[int, int]  # shortest, longest
     new_tokens: int  # at most
-    eos: int | None = None  # None: every response is as long as it may be
+    stop_ids: tuple[int, ...] = ()  # none: every response is as long as it may be
     tied: bool = False  # input and output embeddings
     epochs: int = 4
     minibatches: int = 4
     learning_rate: float = 1e-6  # small where a drift would change the lengths
     folder: str | None = None  # Hugging Face folder of the weights; None: random
+    family: str = "llama"  # of random weights
+    dtype: str = "float32"  # of the products
+    device: str = "cpu"  # where it is run when none is named: cpu or cuda
+    checkpointing: bool = False  # the peer's: a layer's activations are computed again
+
+    @property
+    def eos(self) -> int | None:
+        """The first id that ends a response."""
+        return self.stop_ids[0] if self.stop_ids else None
+
+    @property
+    def stops(self) -> int:
+        """How many ids end a response."""
+        return len(self.stop_ids)
 
     @property
     def steps(self) -> int:
@@ -44,6 +58,19 @@ W1 = Shape(
     new_tokens=64,
     learning_rate=1e-5,
 )
+# One id in a hundred ends a response: lengths are geometric with a mean of about 100.
+G1 = Shape(
+    *(24, 896, 14, 2, 4864, 151_936),
+    prompts=256,
+    prompt_tokens=(128, 128),
+    new_tokens=256,
+    stop_ids=tuple(range(151_936 - 1519, 151_936)),
+    tied=True,
+    family="qwen2",
+    dtype="bfloat16",
+    device="cuda",
+    checkpointing=True,
+)
 SHAPES = {
     "W1": W1,
     "W2": Shape(
@@ -59,24 +86,33 @@ SHAPES = {
         prompts=64,
         prompt_tokens=(16, 16),
         new_tokens=256,
-        eos=1,
+        stop_ids=(1,),
     ),
     "W4": Shape(
         *(30, 576, 9, 3, 1536, 49152),
         prompts=16,
         prompt_tokens=(8, 32),
         new_tokens=48,
-        eos=2,
+        stop_ids=(2,),
         tied=True,
         folder="~/.cache/ppo_jax/models/smollm2-135m",
     ),
-    # For trying the runners out.
+    "G1": G1,
+    # For trying the runners out: all that W1 needs, and all that G1 needs, small and on the CPU.
     "T": Shape(2, 64, 4, 4, 128, 128, 8, prompt_tokens=(8, 8), new_tokens=8, epochs=2),
+    "TG": replace(
+        G1,
+        **dict(layers=2, embed=64, heads=4, kv_heads=2, mlp=128, vocab=512, prompts=8),
+        prompt_tokens=(8, 8),
+        new_tokens=32,
+        stop_ids=tuple(range(448, 512)),
+        device="cpu",
+    ),
 }
 # What must be equal on both sides for a ratio of their times to mean anything.
 COMPARED = (
     *("layers", "embed", "heads", "kv_heads", "mlp", "vocab", "tied"),
-    *("prompts", "prompt_tokens", "new_tokens", "epochs", "minibatches"),
+    *("prompts", "prompt_tokens", "new_tokens", "stops", "epochs", "minibatches"),
 )
 
 

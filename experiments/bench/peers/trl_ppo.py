@@ -1,4 +1,4 @@
-"""TRL's PPOTrainer (trl 1.12.0, the last that has it) on a workload, on the CPU, in float32.
+"""TRL's PPOTrainer (trl 1.12.0, the last that has it) on a workload, on the CPU or a CUDA device.
 
     .venv-trl/bin/python experiments/bench/peers/trl_ppo.py --workload W1 --memory
 
@@ -10,15 +10,17 @@ import os
 # Read when the libraries below are first loaded. A thread of OpenMP that spins while it waits
 # takes the processor from whatever else runs.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# The logits of a rollout of G1 are 40 GB in one piece: no room for holes beside them.
+os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
+import functools
 import random
 import tempfile
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,125 +29,55 @@ import trl
 import trl.experimental.ppo.ppo_trainer as ppo_trainer
 from datasets import Dataset
 from shapes import SHAPES, Shape, compared, read_prompts
-from tokenizers import Tokenizer, models, pre_tokenizers
+from stops import real_tokens, truncate
 from torch.utils.data import DataLoader
 from torch_memory import LiveBytes
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    TrainerCallback,
-)
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl.experimental.ppo import PPOTrainer
+from trl_setup import Models, make_config, make_models, make_tokenizer
 from worker import Session, Stop, iteration_line, make_parser, open_session, start
 
-ENDLESS = 10**6  # iterations that the trainer is told of: the session ends it
+
+def clock() -> float:
+    """Seconds, once the device has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-class Models(NamedTuple):
-    policy: Any
-    ref: Any
-    value: Any
-    reward: Any
+def set_precision(shape: Shape, device: str) -> None:
+    """Products in the workload's dtype, wherever the trainer multiplies.
 
-
-def make_tokenizer(shape: Shape):
-    """A tokenizer whose pad id lies outside of the vocabulary: the trainer cuts a response at its
-    first pad, so one that can be sampled would shorten it. Pads become id 0 before every pass."""
-    if shape.folder is not None:
-        tokenizer = AutoTokenizer.from_pretrained(
-            os.path.expanduser(shape.folder), padding_side="left"
-        )
-        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-        assert tokenizer.pad_token_id >= shape.vocab
-        return tokenizer
-    words = {f"t{i}": i for i in range(shape.vocab)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="t0"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="t0",
-        eos_token=f"t{1 if shape.eos is None else shape.eos}",
-        pad_token="[PAD]",
-        padding_side="left",
-    )
-    assert tokenizer.pad_token_id == shape.vocab
-    return tokenizer
-
-
-def make_models(shape: Shape) -> Models:
-    """Policy, reference (the same weights), critic, and a reward model that always says 0."""
-    if shape.folder is None:
-        config = LlamaConfig(
-            vocab_size=shape.vocab,
-            hidden_size=shape.embed,
-            intermediate_size=shape.mlp,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            max_position_embeddings=max(256, shape.longest),
-            tie_word_embeddings=shape.tied,
-            **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
-        )
-        scalar = LlamaConfig(**config.to_dict() | {"num_labels": 1})
-        make = lambda kind, config: kind.from_config(config, dtype=torch.float32)
-        policy, ref = (make(AutoModelForCausalLM, config) for _ in range(2))
-        value, reward = (make(AutoModelForSequenceClassification, scalar) for _ in range(2))
-    else:
-        folder = os.path.expanduser(shape.folder)
-        load = lambda kind, **options: kind.from_pretrained(folder, dtype=torch.float32, **options)
-        policy, ref = (load(AutoModelForCausalLM) for _ in range(2))
-        value, reward = (load(AutoModelForSequenceClassification, num_labels=1) for _ in range(2))
-    ref.load_state_dict(policy.state_dict())
-    torch.nn.init.zeros_(reward.score.weight)
-    if shape.eos is not None:
-        policy.generation_config.pad_token_id = shape.eos  # fills a batch behind early ends
-    return Models(policy, ref, value, reward)
-
-
-def make_config(shape: Shape, folder: str) -> PPOConfig:
-    """One rollout of all prompts, then epochs x minibatches optimiser steps.
-
-    Gradient accumulation would merge the minibatches again, hence 1. bf16 and gradient
-    checkpointing are the trainer's defaults, off here.
+    Its setting `bf16` does not reach the Accelerator that it makes, which asks the environment, as
+    `accelerate launch` sets it. Even then generation and the values before the update, which go
+    past the prepared model, would be float32. Each call is a context of its own: a weight is
+    converted once in it, and anew after the next optimiser step.
     """
-    return PPOConfig(
-        output_dir=folder,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        per_device_train_batch_size=shape.prompts,
-        gradient_accumulation_steps=1,
-        num_mini_batches=shape.minibatches,
-        num_ppo_epochs=shape.epochs,
-        local_rollout_forward_batch_size=shape.prompts,
-        total_episodes=shape.prompts * ENDLESS,
-        num_sample_generations=0,
-        response_length=shape.new_tokens,
-        stop_token_id=shape.eos,
-        missing_eos_penalty=None,
-        temperature=1.0,
-        learning_rate=shape.learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch",
-        gamma=1.0,
-        lam=0.95,
-        cliprange=0.2,
-        cliprange_value=0.2,
-        kl_coef=0.05,
-        kl_estimator="k1",
-        whiten_rewards=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-    )
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which XLA takes there, too
+    if shape.dtype == "float32":
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+        return
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    generate, get_reward = ppo_trainer.batch_generation, ppo_trainer.get_reward
+    context = functools.partial(torch.autocast, device, torch.bfloat16)
+
+    def score(*arguments):
+        with context():
+            values, scores, lengths = get_reward(*arguments)
+        return values.float(), scores.float(), lengths
+
+    ppo_trainer.batch_generation = context()(generate)
+    ppo_trainer.get_reward = score
+
+
+def set_stops(shape: Shape, trainer: PPOTrainer) -> None:
+    """Let every stop id of the workload end a response: the trainer has a setting for one."""
+    if shape.stops > 1:
+        trainer.policy_model.generation_config.eos_token_id = list(shape.stop_ids)
+        ppo_trainer.truncate_response = lambda _, pad_id, responses: truncate(
+            responses, shape.stop_ids, pad_id
+        )
 
 
 def watch_phases(shape: Shape, seen: dict[str, Any]) -> None:
@@ -153,27 +85,20 @@ def watch_phases(shape: Shape, seen: dict[str, Any]) -> None:
     generate, whiten = ppo_trainer.batch_generation, ppo_trainer.masked_whiten
 
     def batch_generation(model, queries, *rest):
-        seen["generation_began"] = time.perf_counter()
+        seen["generation_began"] = clock()
         result = generate(model, queries, *rest)
-        seen["generation_ended"] = time.perf_counter()
-        seen["tokens"] = count_tokens(result[0][:, queries.shape[1] :], shape.eos)
+        seen["generation_ended"] = clock()
+        responses = result[0][:, queries.shape[1] :]
+        seen["tokens"] = int(real_tokens(responses, shape.stop_ids).sum())
         return result
 
     def masked_whiten(*arguments, **options):
         result = whiten(*arguments, **options)
-        seen["scoring_ended"] = time.perf_counter()  # advantages: the last before the update
+        seen["scoring_ended"] = clock()  # advantages: the last before the update
         return result
 
     ppo_trainer.batch_generation = batch_generation
     ppo_trainer.masked_whiten = masked_whiten
-
-
-def count_tokens(responses: torch.Tensor, eos: int | None) -> int:
-    """Tokens up to the first EOS of each row, that one included."""
-    if eos is None:
-        return responses.numel()
-    before = (responses == eos).cumsum(dim=1) - (responses == eos).long()
-    return int((before == 0).sum())
 
 
 class Conductor(TrainerCallback):
@@ -202,7 +127,7 @@ class Conductor(TrainerCallback):
         self._wait()
 
     def _line(self) -> dict[str, Any]:
-        now, seen = time.perf_counter(), self.seen
+        now, seen = clock(), self.seen
         phases = {
             "generation": seen["generation_ended"] - seen["generation_began"],
             "scoring": seen["scoring_ended"] - seen["generation_ended"],
@@ -214,7 +139,16 @@ class Conductor(TrainerCallback):
         )
 
     def _wait(self) -> None:
+        clock()  # what is still under way belongs to the iteration before
         command = self.session.next_command()
+        while command == "memory" and torch.cuda.is_initialized():  # the allocator has counted
+            self.session.say(
+                {
+                    "peak_tensor_bytes": torch.cuda.max_memory_allocated(),
+                    "reserved_bytes": torch.cuda.max_memory_reserved(),
+                }
+            )
+            command = self.session.next_command()
         if command is None:
             raise Stop
         self.seen["steps"] = 0
@@ -224,7 +158,9 @@ class Conductor(TrainerCallback):
         self.mark = start()
 
 
-def facts(shape: Shape, nets: Models) -> dict[str, Any]:
+def facts(shape: Shape, nets: Models, accelerator) -> dict[str, Any]:
+    weights = str(next(nets.policy.parameters()).dtype).removeprefix("torch.")
+    device = accelerator.device.type
     return {
         "peer": "trl",
         "versions": {
@@ -237,7 +173,9 @@ def facts(shape: Shape, nets: Models) -> dict[str, Any]:
         "parameters": {
             name: sum(p.numel() for p in net.parameters()) for name, net in nets._asdict().items()
         },
-        "dtype": str(next(nets.policy.parameters()).dtype).removeprefix("torch."),
+        "dtype": {"no": weights, "bf16": "bfloat16"}[accelerator.mixed_precision],
+        "platform": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
     }
 
@@ -246,16 +184,20 @@ def main() -> None:
     arguments = make_parser("TRL's PPOTrainer on a workload").parse_args()
     session = open_session(arguments)
     shape = SHAPES[arguments.workload]
+    device = arguments.device or shape.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("trl: this torch sees no CUDA device")
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
     nets = make_models(shape)
     seen: dict[str, Any] = {"steps": 0}
+    set_precision(shape, device)
     watch_phases(shape, seen)
     prompts = Dataset.from_dict({"input_ids": read_prompts(arguments.prompts, shape)})
     with tempfile.TemporaryDirectory(prefix="trl_ppo_") as folder:
         trainer = PPOTrainer(
-            args=make_config(shape, folder),
+            args=make_config(shape, folder, device),
             processing_class=make_tokenizer(shape),
             model=nets.policy,
             ref_model=nets.ref,
@@ -265,6 +207,7 @@ def main() -> None:
             eval_dataset=prompts.select(range(min(8, len(prompts)))),
             callbacks=[Conductor(session, seen)],
         )
+        set_stops(shape, trainer)
         trainer.remove_callback(PrinterCallback)
         # Batches in the file's order, which its own loader would shuffle.
         trainer.dataloader = DataLoader(
@@ -272,7 +215,7 @@ def main() -> None:
         )
         count_step = lambda *_: seen.__setitem__("steps", seen["steps"] + 1)
         trainer.optimizer.optimizer.register_step_post_hook(count_step)
-        session.say(facts(shape, nets))
+        session.say(facts(shape, nets, trainer.accelerator))
         try:
             trainer.train()
         except Stop:

@@ -2,7 +2,7 @@
 
     .venv-tunix/bin/python experiments/bench/peers/tunix_ppo.py --workload W1
 
-Its settings and what they avoid are in README.md beside this file. W4 is not offered.
+Its settings and what they avoid are in README.md beside this file. W4 and G1 are not offered.
 """
 
 import os
@@ -218,6 +218,7 @@ def facts(shape: Shape, cluster) -> dict[str, Any]:
         "critic": "separate",
         "parameters": {"policy": count(policy), "value": count(value)},
         "dtype": str(jax.tree.leaves(policy)[0].dtype),
+        "platform": "cpu",
         "threads": os.cpu_count(),
     }
 
@@ -228,6 +229,8 @@ def main() -> None:
     shape = SHAPES[arguments.workload]
     if shape.folder is not None:
         raise SystemExit(f"tunix: {arguments.workload} is not offered: it needs weights of Llama")
+    if (arguments.device or shape.device) != "cpu" or shape.stops > 1:
+        raise SystemExit("tunix: offered on the CPU alone, and with one stop id at most")
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     absl_logging.set_verbosity(absl_logging.ERROR)

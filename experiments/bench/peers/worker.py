@@ -38,7 +38,8 @@ class Mark(NamedTuple):
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--workload", default="W1", help="W1, W2, W3 or W4")
+    parser.add_argument("--workload", default="W1", help="W1, W2, W3, W4 or G1")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the workload's own")
     parser.add_argument("--serve", action="store_true", help="take commands from stdin")
     parser.add_argument("--iterations", type=int, default=5, help="timed ones, without --serve")
     parser.add_argument("--warmup", type=int, default=2, help="untimed ones before them")
