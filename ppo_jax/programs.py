@@ -4,6 +4,7 @@ One program; or, with rewards that are ordinary Python, three with the host betw
 """
 
 import ctypes
+import gc
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -128,7 +129,8 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
 
 def release_freed_memory() -> None:
     """Give the system back what the C library keeps of freed memory, where it can (glibc): loading
-    and compilation leave more than a gigabyte of it."""
+    and compilation leave more than a gigabyte of it, some in cycles of Python objects."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
