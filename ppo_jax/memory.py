@@ -18,6 +18,7 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
 from ppo_jax.memory_layers import Held, backward_bytes, forward_bytes, saved_bytes
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
+from ppo_jax.parts import ROWS
 from ppo_jax.prepare import init_state, without_lm_head
 from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.sampling import MAX_KEPT
@@ -153,6 +154,7 @@ def held(config: Config, case: Case, model: ModelConfig) -> Held:
         adapters=config.model.lora.rank is not None,
         scanned=config.model.scan_layers == "scan",
         attention=config.model.attention,
+        cells=min(config.ppo.microbatches, ROWS) if stream else 1,
         deferred=_unrolled_on_cpu(config, case) and config.ppo.microbatches == 1,
     )
 
@@ -228,15 +230,14 @@ def _sampler_bytes(config: Config, case: Case, state: TrainState, frozen: PyTree
 
 
 def _cast_bytes(config: Config, case: Case) -> float:
-    """Weights in the compute dtype in the training forward: tables whole, a layer at a time where
-    they are scanned. The CPU's float32 copies of bfloat16 come on top."""
+    """Weights in the compute dtype in the training forward: tables whole, and layers, but that of
+    scanned ones only a TPU holds all. The CPU's float32 copies of bfloat16 come on top."""
     if config.model.compute_dtype == "float32":
         return 0.0
     total = 0.0
     for model in _trunks(case):
-        layers = layer_params(model)
-        if config.model.scan_layers == "scan" and case.platform != "tpu":
-            layers /= model.num_layers
+        alone = config.model.scan_layers == "scan" and case.platform != "tpu"
+        layers = layer_params(model) / (model.num_layers if alone else 1)
         wide = 3 if _widened(config, case) else 1
         total += wide * item_bytes(config) * (layers + head_params(model))
     return total

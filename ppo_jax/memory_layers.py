@@ -24,6 +24,7 @@ class Held(NamedTuple):
     adapters: bool
     scanned: bool
     attention: str  # kernel of whole sequences
+    cells: float  # of padded rows, that a fused kernel reads, for each token
     deferred: bool  # the weights' gradients come after those of all activations
 
 
@@ -49,7 +50,7 @@ def sizes(held: Held) -> Sizes:
         keys, read = windows * block, kv
     if held.attention != "xla":  # a fused kernel keeps neither
         keys = windows = 0
-        read = kv
+        heads, read = heads * held.cells, kv * held.cells
     each = (c.embed_dim, c.mlp_dim, heads, kv, read, windows * kv)
     return Sizes(*(n * held.item for n in each), c.num_heads * keys * FLOAT32)
 

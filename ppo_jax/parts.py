@@ -6,6 +6,7 @@ smallest of a few static sizes that holds its tokens. The program has every size
 run time as many parts, of the sizes, that it needs: what is short costs little.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ppo_jax.types import Array, PyTree
 
 SHRINK = 0.85  # from one size to the next smaller one
 MULTIPLE = 16  # sizes are multiples of it
+ROWS = 2  # times an even share of the rows: the most in a part where kernels read padded rows
 
 
 class ByTokens(NamedTuple):
@@ -27,6 +29,7 @@ class ByTokens(NamedTuple):
     shards: int  # devices: each holds an equal share of the rows, and of every part
     most: int  # parts
     sizes: tuple[int, ...]  # tokens of a part on a device, ascending; the largest holds any part
+    rows: int  # of a part on a device, at most: all of them, or fewer and then more parts
 
 
 class Plan(NamedTuple):
@@ -48,6 +51,12 @@ def token_sizes(rows: int, width: int, most: int, count: int) -> tuple[int, ...]
     return tuple(sorted(sizes))
 
 
+def most_rows(rows: int, most: int, *, padded: bool) -> int:
+    """Rows that one of at most `most` parts of `rows` rows may have. Where a kernel reads them as
+    `padded` rows, many short ones would take more room than a few long ones."""
+    return min(rows, ROWS * -(-rows // most)) if padded else rows
+
+
 def plan(recipe: ByTokens, tokens_B: Array) -> Plan:
     """Sort, deal to the shards in turn, and choose the number of parts."""
     Z = recipe.shards
@@ -55,7 +64,8 @@ def plan(recipe: ByTokens, tokens_B: Array) -> Plan:
     tokens_ZR = tokens_B[order_B].reshape(Z, -1)
     loads_CPZ = jnp.einsum("cpr,zr->cpz", _members(recipe.most, tokens_ZR.shape[1]), tokens_ZR)
     fits_C = loads_CPZ.max(axis=(1, 2)) <= recipe.sizes[-1]
-    return Plan(order_B, jnp.argmax(fits_C) + 1, tokens_ZR.reshape(-1))
+    least = -(-tokens_ZR.shape[1] // recipe.rows)
+    return Plan(order_B, jnp.maximum(jnp.argmax(fits_C) + 1, least), tokens_ZR.reshape(-1))
 
 
 def _members(most: int, rows: int) -> np.ndarray:
@@ -65,18 +75,45 @@ def _members(most: int, rows: int) -> np.ndarray:
     return (np.arange(rows) % counts_C11 == np.arange(most)[:, None]).astype(np.int32)
 
 
-def run_part(recipe: ByTokens, plan: Plan, index: Array, function: Callable[[Array, int], PyTree]):
-    """`function(present_B, size)` of part `index`: which rows of the plan's order it has, and the
-    static number of tokens that holds them on every shard. All shards take the same size."""
-    B = plan.tokens_B.shape[0]
-    slot_B = jnp.arange(B) % (B // recipe.shards)  # of the row within its shard
-    present_B = (slot_B % plan.count == index) & (plan.tokens_B > 0)
-    load_Z = jnp.where(present_B, plan.tokens_B, 0).reshape(recipe.shards, -1).sum(axis=1)
+def run_part(recipe: ByTokens, plan: Plan, index: Array, rows: PyTree, function: Callable):
+    """`function(part, present_B, size)` of part `index` of rows in the plan's order: rows with all
+    of the part among them, which those are, and the static number of tokens that holds them on
+    every shard. All shards take the same size."""
+    place_N = _places(recipe, plan, index)
+    mine_N = (place_N % plan.count == index) & (place_N < _rows_a_shard(recipe, plan))
+    load_ZN = jnp.where(mine_N, _take(recipe, plan.tokens_B, place_N).reshape(recipe.shards, -1), 0)
+    part = jax.tree.map(lambda x: _take(recipe, x, place_N), rows)
+    run = lambda size: function(part, (load_ZN > 0).reshape(-1), size)
     if len(recipe.sizes) == 1:
-        return function(present_B, recipe.sizes[0])
-    branches = [lambda size=size: function(present_B, size) for size in recipe.sizes]
-    which = jnp.searchsorted(jnp.asarray(recipe.sizes), load_Z.max())
-    return lax.switch(which, branches)
+        return run(recipe.sizes[0])
+    which = jnp.searchsorted(jnp.asarray(recipe.sizes), load_ZN.sum(axis=1).max())
+    return lax.switch(which, [functools.partial(run, size) for size in recipe.sizes])
+
+
+def _places(recipe: ByTokens, plan: Plan, index: Array) -> Array:
+    """Places of the rows that a part reads, on each shard alike: all of them, or every `count`-th,
+    and then the last may lie past the end."""
+    if recipe.rows >= _rows_a_shard(recipe, plan):
+        return jnp.arange(_rows_a_shard(recipe, plan))
+    return index + plan.count * jnp.arange(recipe.rows)
+
+
+def _places_back(recipe: ByTokens, plan: Plan, index: Array) -> Array:
+    """Where in a part each row of a shard is; past the end where it is not."""
+    row_R = jnp.arange(_rows_a_shard(recipe, plan))
+    if recipe.rows >= len(row_R):
+        return row_R
+    return jnp.where(row_R % plan.count == index, row_R // plan.count, recipe.rows)
+
+
+def _rows_a_shard(recipe: ByTokens, plan: Plan) -> int:
+    return plan.tokens_B.shape[0] // recipe.shards
+
+
+def _take(recipe: ByTokens, x_B: Array, place_N: Array) -> Array:
+    """Rows of every shard by their place in it; zeros from past the end."""
+    x_ZR = x_B.reshape(recipe.shards, -1, *x_B.shape[1:])
+    return x_ZR.at[:, place_N].get(mode="fill", fill_value=0).reshape(-1, *x_B.shape[1:])
 
 
 # (rows, function, add) -> the sum, by `add`, of `function(rows, present_B, size)` over their parts
@@ -96,22 +133,29 @@ def sum_over_tokens(
     recipe: ByTokens, tokens_of: Callable, rows: PyTree, function: Callable, add: Callable
 ) -> PyTree:
     """Sum of `function(rows, present_B, size)` over parts by `tokens_of(rows)` [B]."""
-    return _sum(recipe, plan(recipe, tokens_of(rows)), rows, function, add)
+    chosen = plan(recipe, tokens_of(rows))
+    rows = jax.tree.map(lambda x: x[chosen.order_B], rows)
+    return _sum(recipe, chosen, lambda i: run_part(recipe, chosen, i, rows, function), add)
 
 
 def map_over_tokens(recipe: ByTokens, tokens_B: Array, rows: PyTree, function: Callable) -> PyTree:
     """Results [B, ...] of `function(rows, present_B, size)`, which gives 0 for rows that are not
     present, in the order of `rows`."""
     chosen = plan(recipe, tokens_B)
+    rows = jax.tree.map(lambda x: x[chosen.order_B], rows)
     add = lambda sums, more: jax.tree.map(jnp.add, sums, more)
-    results = _sum(recipe, chosen, rows, function, add)
+
+    def one(index):
+        results = run_part(recipe, chosen, index, rows, function)
+        place_R = _places_back(recipe, chosen, index)
+        return jax.tree.map(lambda x: _take(recipe, x, place_R), results)
+
+    results = _sum(recipe, chosen, one, add)
     back_B = jnp.argsort(chosen.order_B)
     return jax.tree.map(lambda x: x[back_B], results)
 
 
-def _sum(recipe: ByTokens, chosen: Plan, rows: PyTree, function, add) -> PyTree:
-    rows = jax.tree.map(lambda x: x[chosen.order_B], rows)
-    one = lambda i: run_part(recipe, chosen, i, lambda *part: function(rows, *part))
+def _sum(recipe: ByTokens, chosen: Plan, one: Callable, add: Callable) -> PyTree:
     if recipe.most == 1:
         return one(jnp.int32(0))
     return lax.fori_loop(0, chosen.count, lambda i, sums: add(sums, one(i)), _zeros(one, 0))

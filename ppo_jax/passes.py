@@ -11,7 +11,14 @@ from ppo_jax.config import HParams
 from ppo_jax.cost import trunk_flops
 from ppo_jax.gradients import Evaluation, Rows
 from ppo_jax.microbatch import by_microbatch
-from ppo_jax.parts import ByTokens, SumParts, map_over_tokens, sum_over_tokens, token_sizes
+from ppo_jax.parts import (
+    ByTokens,
+    SumParts,
+    map_over_tokens,
+    most_rows,
+    sum_over_tokens,
+    token_sizes,
+)
 from ppo_jax.scoring import Reading, forward, read, response_states, values_from
 from ppo_jax.setup import Setup
 from ppo_jax.sharding import batch_devices, constrain_rows
@@ -95,7 +102,9 @@ def parts_by_tokens(setup: Setup, rollout: Rollout) -> ByTokens:
     width = row_width(rollout, final=options.bootstrap_truncated)
     rows = setup.config.minibatch_size // shards
     sizes = token_sizes(rows, width, options.microbatches, options.token_sizes)
-    return ByTokens(shards, options.microbatches, sizes)
+    padded = any(decoder.attention != "xla" for decoder in (setup.decoder, setup.critic))
+    limit = most_rows(rows, options.microbatches, padded=padded)
+    return ByTokens(shards, options.microbatches, sizes, limit)
 
 
 def sum_by_tokens(setup: Setup, rollout: Rollout) -> SumParts | None:

@@ -20,8 +20,10 @@ from ppo_jax.parts import (
 WIDTH = 40
 
 
-def recipe_of(rows, shards, most, count=4):
-    return ByTokens(shards, most, token_sizes(rows // shards, WIDTH, most, count))
+def recipe_of(rows, shards, most, count=4, part_rows=None):
+    """`part_rows`: at most so many rows in a part; None: any number."""
+    sizes = token_sizes(rows // shards, WIDTH, most, count)
+    return ByTokens(shards, most, sizes, part_rows or rows // shards)
 
 
 def lengths(rows, seed):
@@ -30,16 +32,26 @@ def lengths(rows, seed):
     return jnp.asarray(np.minimum(spread[seed % 3], WIDTH), jnp.int32)
 
 
-@pytest.mark.parametrize("rows, shards, most", [(12, 1, 1), (12, 1, 4), (12, 2, 3), (16, 4, 2)])
-def test_every_row_is_in_one_part_that_fits_it_on_every_shard(rows, shards, most):
-    recipe = recipe_of(rows, shards, most)
+@pytest.mark.parametrize(
+    "rows, shards, most, part_rows",
+    [
+        (12, 1, 1, None),
+        (12, 1, 4, None),
+        (12, 1, 4, 5),
+        (12, 2, 3, None),
+        (12, 2, 3, 4),
+        (16, 4, 2, None),
+        (16, 2, 8, 1),
+    ],
+)
+def test_every_row_is_in_one_part_that_fits_it_on_every_shard(rows, shards, most, part_rows):
+    recipe = recipe_of(rows, shards, most, part_rows=part_rows)
 
     def part(tokens_B, index):
         chosen = plan(recipe, tokens_B)
-        present_B, size = run_part(
-            recipe, chosen, index, lambda present_B, size: (present_B, jnp.int32(size))
-        )
-        return chosen, present_B, size
+        numbered = jnp.arange(rows), chosen.tokens_B
+        run = lambda these, present_B, size: (*these, present_B, jnp.int32(size))
+        return chosen, *run_part(recipe, chosen, index, numbered, run)
 
     part = jax.jit(part)
     for seed in range(12):
@@ -47,13 +59,14 @@ def test_every_row_is_in_one_part_that_fits_it_on_every_shard(rows, shards, most
         count = int(part(tokens_B, 0)[0].count)
         assert 1 <= count <= most
         for index in range(count):
-            chosen, present_B, size = jax.device_get(part(tokens_B, index))
-            seen_B[chosen.order_B[present_B]] += 1
-            load_Z = np.where(present_B, chosen.tokens_B, 0).reshape(shards, -1).sum(1)
+            chosen, place_N, tokens_N, present_N, size = jax.device_get(part(tokens_B, index))
+            assert len(place_N) == shards * recipe.rows
+            seen_B[chosen.order_B[place_N[present_N]]] += 1
+            load_Z = np.where(present_N, tokens_N, 0).reshape(shards, -1).sum(1)
             smallest = min(s for s in recipe.sizes if s >= load_Z.max())
             assert size == smallest
         assert np.all(seen_B == (np.asarray(tokens_B) > 0))
-        if count > 1:  # one part fewer would not have done
+        if count > -(-rows // shards // recipe.rows):  # one part fewer would not have done
             tokens_ZR = np.asarray(chosen.tokens_B).reshape(shards, -1)
             fewer = max(tokens_ZR[:, i :: count - 1].sum(1).max() for i in range(count - 1))
             assert fewer > recipe.sizes[-1]
@@ -76,9 +89,12 @@ def test_sizes_fall_by_a_constant_factor_and_the_largest_holds_all():
         assert all(a < b <= a / 0.85 + 16 for a, b in zip(sizes, sizes[1:], strict=False))
 
 
-@pytest.mark.parametrize("shards, most", [(1, 1), (1, 4), (2, 3)])
-def test_sums_and_results_are_those_of_all_rows_together(shards, most):
-    recipe, add = recipe_of(12, shards, most), lambda a, b: jax.tree.map(jnp.add, a, b)
+@pytest.mark.parametrize(
+    "shards, most, part_rows", [(1, 1, None), (1, 4, None), (1, 4, 5), (2, 3, None), (2, 3, 4)]
+)
+def test_sums_and_results_are_those_of_all_rows_together(shards, most, part_rows):
+    recipe = recipe_of(12, shards, most, part_rows=part_rows)
+    add = lambda a, b: jax.tree.map(jnp.add, a, b)
     for seed in range(6):
         x_B = jax.random.normal(jax.random.key(seed), (12,))
         tokens_B = lengths(12, seed)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax import parts
+from ppo_jax import parts, passes
 from ppo_jax.config import replace
 from ppo_jax.decoder import make_decoder
 from ppo_jax.model import init_trunk, init_value_head
@@ -60,6 +60,18 @@ def test_equals_the_step_by_rows(changes):
     if changes.get("rollout.old_logprobs") != "sampler":
         assert got[1]["val/ratio_first_max_dev"] <= 1e-5
     assert 0 <= got[1]["update/padding"] < 1 and got[1]["update/parts"] >= 1
+
+
+def test_parts_of_few_rows_change_nothing(monkeypatch):
+    """As where a fused kernel reads padded rows."""
+    whole = passes.parts_by_tokens
+    few = lambda setup, rollout: whole(setup, rollout)._replace(rows=1)
+    changes = {"ppo.microbatches": 4, "reward.kl_estimator": "full", "reward.kl_in": "loss"}
+    want = outcome(changes)
+    monkeypatch.setattr(passes, "parts_by_tokens", few)
+    got = outcome(changes | BY_TOKENS)
+    assert_same(got, want)
+    assert got[1]["update/parts"] == 4
 
 
 def test_sequences_are_scored_in_the_parts_that_learn_from_them(monkeypatch):
