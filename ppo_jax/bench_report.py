@@ -16,7 +16,7 @@ from ppo_jax.console import shared_console, show_header
 from ppo_jax.errors import ConfigError, StorageError
 
 SCHEMA = 2  # a result's layout: counts up when a key changes its meaning
-READABLE = (1, SCHEMA)  # in 1 causal attention was counted as the full square of a row
+READABLE = (1, SCHEMA)  # 1 counted the full square of a row, and its last token
 TIMED = "timed"  # kind of a result: beside it are those of programs compiled and never run
 # column -> (key of a phase, factor, format)
 COLUMNS = {
@@ -132,9 +132,12 @@ def show_comparison(
 def comparison(
     result: Mapping[str, Any], earlier: Mapping[str, Any]
 ) -> list[tuple[str, float, float, float]]:
-    """(label, then, now, now / then) of the figures that both have and that are not 0."""
-    rows = []
+    """(label, then, now, now / then) of the figures that both have and that are not 0; shares of a
+    floor or a ceiling only where both count the same work."""
+    rows, same = [], result["schema"] == earlier["schema"]
     for label, path in COMPARED.items():
+        if path.endswith("_fraction") and not same:
+            continue
         then, now = (_lookup(one, path.split()) for one in (earlier, result))
         if then and now:
             rows.append((label, then, now, now / then))

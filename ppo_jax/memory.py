@@ -143,7 +143,7 @@ def held(config: Config, case: Case, model: ModelConfig) -> Held:
     """What the activations of a part of the update depend on: as many tokens as its rows hold at
     most, as padded rows or as a stream whose largest size this is."""
     width = update_width(config, case)
-    stream = config.ppo.token_sizes is not None and _part_rows(config, case) > 1
+    stream = config.ppo.token_sizes is not None and config.minibatch_size > case.devices
     return Held(
         model,
         tokens=_part_rows(config, case) * width,
@@ -191,7 +191,7 @@ def _rollout(config: Config, case: Case, state: TrainState, frozen: PyTree) -> d
     columns = case.width + config.rollout.max_new_tokens
     kv = kv_bytes(config, case.model) * (2 if _widened(config, case) else 1)
     layers = held(config, case, case.model)._replace(
-        tokens=filled * case.width, width=case.width, stream=False
+        tokens=filled * case.width, width=case.width, stream=False, cells=1
     )
     prompts = {"kv": filled * case.width * kv, "activations": forward_bytes(layers)}
     caches, beside = slots * columns * kv, 0.0

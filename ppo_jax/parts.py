@@ -1,9 +1,10 @@
 """A minibatch in parts: how rows too many for one pass are taken apart and put together again.
 
 By rows: parts of equally many rows, at full width. By tokens: rows are sorted by their length and
-dealt to as few parts as their tokens need, at most as many as of rows; each part runs at the
-smallest of a few static sizes that holds its tokens. The program has every size once, and takes at
-run time as many parts, of the sizes, that it needs: what is short costs little.
+dealt to as few parts as their tokens need (and their number, where kernels read padded rows), at
+most as many as of rows; each part runs at the smallest of a few static sizes that holds its tokens.
+The program has every size once, and takes at run time as many parts, of the sizes, that it needs:
+what is short costs little.
 """
 
 import functools
@@ -81,8 +82,8 @@ def run_part(recipe: ByTokens, plan: Plan, index: Array, rows: PyTree, function:
     every shard. All shards take the same size."""
     place_N = _places(recipe, plan, index)
     mine_N = (place_N % plan.count == index) & (place_N < _rows_a_shard(recipe, plan))
-    load_ZN = jnp.where(mine_N, _take(recipe, plan.tokens_B, place_N).reshape(recipe.shards, -1), 0)
-    part = jax.tree.map(lambda x: _take(recipe, x, place_N), rows)
+    part, tokens_B = _take(recipe, plan, (rows, plan.tokens_B), place_N)
+    load_ZN = jnp.where(mine_N, tokens_B.reshape(recipe.shards, -1), 0)
     run = lambda size: function(part, (load_ZN > 0).reshape(-1), size)
     if len(recipe.sizes) == 1:
         return run(recipe.sizes[0])
@@ -93,7 +94,7 @@ def run_part(recipe: ByTokens, plan: Plan, index: Array, rows: PyTree, function:
 def _places(recipe: ByTokens, plan: Plan, index: Array) -> Array:
     """Places of the rows that a part reads, on each shard alike: all of them, or every `count`-th,
     and then the last may lie past the end."""
-    if recipe.rows >= _rows_a_shard(recipe, plan):
+    if _reads_all(recipe, plan):
         return jnp.arange(_rows_a_shard(recipe, plan))
     return index + plan.count * jnp.arange(recipe.rows)
 
@@ -101,8 +102,6 @@ def _places(recipe: ByTokens, plan: Plan, index: Array) -> Array:
 def _places_back(recipe: ByTokens, plan: Plan, index: Array) -> Array:
     """Where in a part each row of a shard is; past the end where it is not."""
     row_R = jnp.arange(_rows_a_shard(recipe, plan))
-    if recipe.rows >= len(row_R):
-        return row_R
     return jnp.where(row_R % plan.count == index, row_R // plan.count, recipe.rows)
 
 
@@ -110,10 +109,22 @@ def _rows_a_shard(recipe: ByTokens, plan: Plan) -> int:
     return plan.tokens_B.shape[0] // recipe.shards
 
 
-def _take(recipe: ByTokens, x_B: Array, place_N: Array) -> Array:
-    """Rows of every shard by their place in it; zeros from past the end."""
-    x_ZR = x_B.reshape(recipe.shards, -1, *x_B.shape[1:])
-    return x_ZR.at[:, place_N].get(mode="fill", fill_value=0).reshape(-1, *x_B.shape[1:])
+def _reads_all(recipe: ByTokens, plan: Plan) -> bool:
+    return recipe.rows >= _rows_a_shard(recipe, plan)
+
+
+def _take(recipe: ByTokens, plan: Plan, rows: PyTree, place_N: Array) -> PyTree:
+    """Rows of every shard by their place in it, zeros from past the end; all as they are where a
+    part reads them all."""
+    if _reads_all(recipe, plan):
+        return rows
+
+    def take(x_B):
+        x_ZR = x_B.reshape(recipe.shards, -1, *x_B.shape[1:])
+        x_ZN = x_ZR.at[:, place_N].get(mode="fill", fill_value=0)
+        return x_ZN.reshape(-1, *x_B.shape[1:])
+
+    return jax.tree.map(take, rows)
 
 
 # (rows, function, add) -> the sum, by `add`, of `function(rows, present_B, size)` over their parts
@@ -147,8 +158,7 @@ def map_over_tokens(recipe: ByTokens, tokens_B: Array, rows: PyTree, function: C
 
     def one(index):
         results = run_part(recipe, chosen, index, rows, function)
-        place_R = _places_back(recipe, chosen, index)
-        return jax.tree.map(lambda x: _take(recipe, x, place_R), results)
+        return _take(recipe, chosen, results, _places_back(recipe, chosen, index))
 
     results = _sum(recipe, chosen, one, add)
     back_B = jnp.argsort(chosen.order_B)

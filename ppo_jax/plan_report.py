@@ -12,6 +12,7 @@ from ppo_jax.cost import Lengths, Work
 from ppo_jax.memory import CATEGORIES, Memory
 from ppo_jax.plan_advice import Change
 
+TPU_SURE = 0.75  # of its memory: experiments/bench/README.md has what the compiler needed
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -56,6 +57,8 @@ def verdict(made: Plan) -> list[str]:
         lines = [f"fits: {peak} of {room} ({share}) on each {made.chip.name}"]
         if made.chip.platform == "gpu" and made.memory.peak > 0.75 * made.chip.memory_bytes:
             lines.append("JAX takes 75 % of a GPU: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95")
+        if made.chip.platform == "tpu" and made.memory.peak > TPU_SURE * made.chip.memory_bytes:
+            lines.append("not sure: a TPU's compiler has needed up to 1.3 times what is planned")
         return lines
     lines = [f"does NOT fit: {peak} of {room} ({share}) on each {made.chip.name}"]
     if not made.advice:

@@ -252,6 +252,8 @@ def test_a_first_timing_is_compared_and_said_to_count_otherwise(tmp_path, finish
     path = bench_report.save_result(tmp_path, first)
     assert bench_report.load_result(str(path)) == first
     assert bench_report.differences(finished[1], first) == ["schema: 1 -> 2"]
+    labels = [label for label, *_ in bench_report.comparison(finished[1], first)]
+    assert "iteration, CPU s" in labels and "update, of matmul" not in labels
 
 
 COMPILED = {"schema": 2, "kind": "compiled", "memory": {"total": 1}, "phases": {"update": {}}}

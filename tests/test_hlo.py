@@ -68,13 +68,13 @@ def test_a_decode_step_counts_its_layers_as_often_as_they_run(hlo):
     # 24 layers of a fusion and an asynchronous copy of 8 floats (its destination and its source
     # are in its type), then the side of the branch that launches more.
     (step,) = hlo.decode_loops(TEXT)
-    assert step == {"kernels": 24 * 2 + 2, "copies": 24, "copy_bytes": 24 * 8 * 4}
+    assert step == {"kernels": 24 * 2 + 2, "copies": 24, "copy_bytes": 24 * 8 * 4, "fusions": 25}
 
 
 def test_phases_and_collectives_are_listed_once(hlo):
     phases = hlo.phase_launches(TEXT, ("rollout", "update"))
-    assert phases["update"] == {"kernels": 2, "copies": 1, "copy_bytes": 32}
-    assert phases["rollout"] == {"kernels": 1, "copies": 0, "copy_bytes": 0}
+    assert phases["update"] == {"kernels": 2, "copies": 1, "copy_bytes": 32, "fusions": 0}
+    assert phases["rollout"] == {"kernels": 1, "copies": 0, "copy_bytes": 0, "fusions": 1}
     assert hlo.collectives(TEXT) == {"all-reduce": 1}
 
 

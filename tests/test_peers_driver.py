@@ -130,10 +130,13 @@ def test_ratios_by_hand():
     ours = [row(1.0, 1.0, 10), row(2.0, 1.0, 20), row(4.0, 1.0, 40)]
     peer = [row(6.0, 2.0, 30), row(4.0, 3.0, 20), row(4.0, 7.0, 20)]
     pads = {"phases": {}, "rss_bytes": None, "others_cpu": 0.0}
-    found = figures.ratios([r | pads for r in ours], [r | pads for r in peer])
+    rows = [r | pads for r in ours], [r | pads for r in peer]
+    found = figures.ratios(*rows, in_turn=True)
     assert found["cpu_s"] == {"of_medians": 2.0, "paired": 2.0, "lowest": 1.0, "highest": 6.0}
     assert found["wall_s"] == {"of_medians": 3.0, "paired": 3.0, "lowest": 2.0, "highest": 7.0}
     assert found["tokens_per_cpu_s"] == 2.0  # 10 against 5
+    apart = figures.ratios(*rows, in_turn=False)
+    assert apart == found | {"cpu_s": {"of_medians": 2.0}, "wall_s": {"of_medians": 3.0}}
 
 
 def test_only_rounds_quiet_on_all_sides_count_as_undisturbed():

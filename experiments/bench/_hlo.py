@@ -65,6 +65,7 @@ class Launches(NamedTuple):
     kernels: int = 0
     copies: int = 0
     copy_bytes: int = 0
+    fusions: int = 0  # of the kernels
 
     def times(self, count: int) -> "Launches":
         return Launches(*(n * count for n in self))
@@ -117,7 +118,7 @@ def _launches_of(computations: dict[str, list[Operation]], op: Operation) -> Lau
     if op.opcode.removesuffix("-start") == "copy":
         # The start of an asynchronous copy is a tuple: where to, where from, and a context.
         return Launches(1, 1, first_bytes(op.type))
-    return Launches(1)
+    return Launches(1, fusions=int(op.opcode == "fusion"))
 
 
 def loops(computations: dict[str, list[Operation]]) -> list[Operation]:

@@ -55,22 +55,20 @@ def medians(rows: Sequence[Row]) -> dict[str, Any]:
     return result
 
 
-def ratios(ours: Sequence[Row], peer: Sequence[Row]) -> dict[str, Any]:
+def ratios(ours: Sequence[Row], peer: Sequence[Row], *, in_turn: bool) -> dict[str, Any]:
     """How many times as fast ours is: above 1 the peer needs more seconds for an iteration.
 
-    `paired` is the median over rounds of the ratio within a round, with its range: what falls on
-    both sides of a round falls out of it.
+    `paired`, where the sides ran `in_turn`, is the median over rounds of the ratio within a round,
+    with its range: what falls on both sides of a round falls out of it.
     """
     result: dict[str, Any] = {}
     for key in CLOCKS:
         mine, theirs = ([row[key] for row in rows] for rows in (ours, peer))
-        pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
-        result[key] = {
-            "of_medians": statistics.median(theirs) / statistics.median(mine),
-            "paired": statistics.median(pairs),
-            "lowest": min(pairs),
-            "highest": max(pairs),
-        }
+        result[key] = {"of_medians": statistics.median(theirs) / statistics.median(mine)}
+        if in_turn:
+            pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
+            spread = {"lowest": min(pairs), "highest": max(pairs)}
+            result[key] |= {"paired": statistics.median(pairs), **spread}
     mine, theirs = medians(ours), medians(peer)
     result |= {rate: mine[rate] / theirs[rate] for rate in RATES.values()}
     return result
@@ -104,12 +102,12 @@ def evaluate(
     sides = {name: medians(of) for name, of in rows.items()}
     peers = [name for name in rows if name != OURS]
     rss = {name: side["rss_bytes"] for name, side in sides.items()}
-    mine = memory.get(OURS, {})
+    mine, on_cpu = memory.get(OURS, {}), facts[OURS]["platform"] == "cpu"
     return {
         # Beside a GPU the process's CPU seconds are those of dispatch and of waiting.
-        "compared": "cpu_s" if facts[OURS]["platform"] == "cpu" else "wall_s",
+        "compared": "cpu_s" if on_cpu else "wall_s",
         "medians": sides,
-        "speed": {name: ratios(rows[OURS], rows[name]) for name in peers},
+        "speed": {name: ratios(rows[OURS], rows[name], in_turn=on_cpu) for name in peers},
         "memory": {
             name: memory_ratios(mine, memory.get(name, {}), rss[OURS], rss[name]) for name in peers
         },

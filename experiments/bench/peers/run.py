@@ -45,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Ours against the peers on one workload",
         epilog="--section.key VALUE sets a field of our workload's configuration",
     )
-    parser.add_argument("--workload", choices=SHAPES, default="W1")
+    parser.add_argument("--workload", type=str.upper, choices=SHAPES, default="W1")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda for G1, else cpu")
     parser.add_argument("--ours", help="another of our workload files, such as w1s")
     parser.add_argument("--peers", nargs="+", choices=("trl", "tunix"), default=["trl", "tunix"])
@@ -63,6 +63,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     arguments.flags = flags
     arguments.device = arguments.device or SHAPES[arguments.workload].device
+    if arguments.ours is None and not (HERE.parent / f"{arguments.workload.lower()}.py").is_file():
+        parser.error(f"--workload {arguments.workload}: only with --ours FILE, a workload like it")
     if arguments.rounds < 1 or arguments.warmup < 0:
         parser.error("--rounds must be at least 1 and --warmup at least 0")
     return arguments
@@ -83,7 +85,7 @@ def commands(arguments: argparse.Namespace, prompts: Path) -> dict[str, list[str
         if absent or arguments.workload in NOT_OFFERED.get(peer, ()):
             print(f"{peer}: n/a for {arguments.workload} on {device}", file=sys.stderr)
             continue
-        python = Path(getattr(arguments, f"{peer}_python")).expanduser()
+        python = ROOT / Path(getattr(arguments, f"{peer}_python")).expanduser()
         if not python.exists():
             raise BenchError(f"{peer}: no {python}; make its environment, or give --{peer}-python")
         made[peer] = [
