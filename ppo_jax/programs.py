@@ -3,8 +3,6 @@
 One program; or, with rewards that are ordinary Python, three with the host between them.
 """
 
-import ctypes
-import gc
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import data
+from ppo_jax import data, freed_memory
 from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import response_texts
 from ppo_jax.prepare import Run
@@ -121,19 +119,10 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
             clock = time.monotonic()
             built.compiled[name] = jitted.lower(*arguments).compile()
             built.compile_seconds[name] = time.monotonic() - clock
-            release_freed_memory()
+            freed_memory.give_back()
         return built.compiled[name](*arguments)
 
     return call
-
-
-def release_freed_memory() -> None:
-    """Give the system back what the C library keeps of freed memory, where it can (glibc): loading
-    and compilation leave more than a gigabyte of it, some in cycles of Python objects."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from ppo_jax import attention, checkpoint, console, data
+from ppo_jax import attention, checkpoint, console, data, freed_memory
 from ppo_jax.config import Config, LoraOptions
 from ppo_jax.config_io import load_config
 from ppo_jax.errors import NumericalError
@@ -64,6 +64,7 @@ def train(config: Config, experiment: Experiment) -> None:
             print(f"{folder.root}: already complete at iteration {start}, nothing to do")
             return
         run, state, frozen = prepare(config, source, dataset, parts, critic)
+        freed_memory.give_back(caches=True)
         console.show_header(_facts(run, folder, experiment, state))
         state = _resume(manager, folder, state, start)
         log = stack.enter_context(open_metrics(folder))

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ppo_jax import data
+from ppo_jax import data, freed_memory
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
@@ -69,7 +69,9 @@ def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainSta
     workload = workload_of(experiment)
     opened = open_run_of(config, experiment.reward, functools.partial(dataset_of, workload))
     config, source, critic, dataset, parts = opened
-    return prepare(config, source, dataset, parts, critic)
+    loaded = prepare(config, source, dataset, parts, critic)
+    freed_memory.give_back(caches=True)
+    return loaded
 
 
 def dataset_of(workload: Workload, config: Config, source: Source) -> data.Dataset:
