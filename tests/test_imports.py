@@ -13,7 +13,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors xla_flags freed_memory chips config types masked ranges arguments config_io validate_model validate
+    errors xla_flags freed_memory
+    chips config types masked ranges arguments config_io validate_model validate
     sharding
     tokenizer data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
