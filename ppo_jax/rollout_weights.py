@@ -20,9 +20,9 @@ def rollout_copy(
 
     Adapters are merged into their kernels, so that a step of decoding costs what it does without
     them. In bfloat16 a change below a kernel's last bit is lost on the way; `unmerged` keeps the
-    adapters beside the kernels, as the training forward has them. In another dtype
-    than float32 and in 8 bits, where every kernel is a new array anyway, those that read the same
-    input are joined into one.
+    adapters beside the kernels, as the training forward has them. In another dtype than
+    float32 and in 8 bits, where every kernel is a new array anyway, those that read the same input
+    are joined into one.
     """
     trunk = unstack_layers(trunk)
     if weights != "unmerged":
