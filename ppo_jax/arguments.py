@@ -1,7 +1,17 @@
 """Arguments of the commands that read and write files; every field is a flag."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+Switches = TypeVar("Switches", bound=Any)
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How a run that stopped may go on; every field of its configuration is a flag too."""
+
+    strict_resume: bool = False  # end with code 4 instead of going back to an older checkpoint
+    allow_config_change: bool = False  # go on with other options than the checkpoint was made with
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,14 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
             target = rest if "." in word.split("=")[0] or word == "--help" else own
         target.append(word)
     return own, rest
+
+
+def take_switches(cls: type[Switches], words: list[str]) -> tuple[Switches, list[str]]:
+    """(`cls`, all of whose fields are switches, those on that the words name; other words)."""
+    names = {f"--{field.name}": field.name for field in fields(cls)}
+    spelt = lambda word: word.replace("-", "_").replace("__", "--", 1)
+    on = {names[spelt(word)]: True for word in words if spelt(word) in names}
+    return cls(**on), [word for word in words if spelt(word) not in names]
 
 
 RANGES = {

@@ -1,204 +1,203 @@
-"""Checkpoints of the train state: Orbax, written in the background, whole or not at all.
+"""Checkpoints of the train state: Orbax, written in the background, whole or not at all, and with a
+record of what was written (`manifest`), by which a damaged one is found before it is used.
 
-with open_manager(folder.checkpoints, keep=2) as manager:
-    save(manager, step, state)  # the state may be donated to the next step at once
+with open_saver(folder.checkpoints, keep=2) as saver:
+    save(saver, step, state)  # the state may be donated to the next step at once
 """
 
 import contextlib
-import logging
-from collections.abc import Iterator
+import dataclasses
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from ppo_jax.errors import CheckpointError, StorageError
-from ppo_jax.types import PyTree, TrainState
+from ppo_jax import faults, manifest
+from ppo_jax.errors import CheckpointError, StorageError, one_line
+from ppo_jax.restore import quiet_orbax
+from ppo_jax.run_folder import is_writer
+from ppo_jax.types import TrainState
 
-Manager = ocp.CheckpointManager
+ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
 
-ITEM = "state"  # the one item of a checkpoint, and its folder's name
+
+@dataclasses.dataclass
+class Saver:
+    """The checkpoints of one run, and the save under way."""
+
+    path: Path
+    keep: int  # newest ones
+    facts: Mapping[str, Any]  # about the run, for the records
+    orbax: ocp.AsyncCheckpointer
+    durable: int | None  # newest step on the disk
+    finishing: threading.Thread | None = None
+    error: StorageError | None = None  # of the save that ended last, until somebody asks
+    seconds: float = 0.0  # that it took until it was on the disk
 
 
 @contextlib.contextmanager
-def open_manager(path: Path, keep: int, *, read_only: bool = False) -> Iterator[Manager]:
-    """A manager that holds the newest `keep` checkpoints under `path` and is closed in any case.
+def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) -> Iterator[Saver]:
+    """Saves checkpoints under `path` and holds the newest `keep`, and the best where `save` is told
+    how good each is.
 
-    Leaving waits for the save under way: a program that ends before it is done loses that
-    checkpoint without a word. Raises StorageError if the last step saved is not on the disk then,
-    unless another error is on its way, and CheckpointError if there is nothing to read.
+    What an earlier process left unfinished is removed. Leaving waits for the save under way: a
+    program that ends before it is done loses that checkpoint without a word. Raises StorageError if
+    that save fails, unless another error is on its way.
     """
     path = Path(path).absolute()
-    with _one_line_errors():
-        manager = _create(path, ocp.StandardCheckpointHandler(), None if read_only else keep)
+    with quiet_orbax():
         try:
-            yield manager
+            path.mkdir(parents=True, exist_ok=True)
+            if is_writer():
+                _finish_removals(path)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be made or written ({error.strerror})") from None
+        orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        saver = Saver(path, keep, facts or {}, orbax, manifest.latest_step(path))
+        try:
+            yield saver
         except BaseException:
-            with contextlib.suppress(Exception):  # the first error is the one to report
-                _close(manager)
+            with contextlib.suppress(StorageError):  # the first error is the one to report
+                wait(saver)
             raise
-        last = manager.latest_step()
-        try:
-            _close(manager)
-        except Exception as error:
-            raise StorageError(f"{path}: checkpoint not saved ({_one_line(error)})") from error
-        if last is not None and last not in ocp.utils.checkpoint_steps(path):
-            raise StorageError(f"{path}: checkpoint of step {last} is not there after its save")
+        else:
+            wait(saver)
+        finally:
+            orbax.close()
 
 
-def save(manager: Manager, step: int, state: TrainState) -> None:
+def save(saver: Saver, step: int, state: TrainState, *, goodness: float | None = None) -> None:
     """Start saving the state as it stands after `step` iterations; on return it may be donated.
 
-    A step that is there already is left alone. Raises StorageError if this save cannot start or
-    the one before it failed.
+    With `goodness`, higher being better, the best checkpoint so far is kept beside the newest ones.
+    A step that is there already is left alone. Raises StorageError if this save cannot start, or
+    the one before it failed: then this one has not been started.
     """
-    latest = manager.latest_step()
-    if latest == step:
+    wait(saver)
+    newest = manifest.latest_step(saver.path)
+    if newest == step:
         return
-    if latest is not None and latest > step:
+    if newest is not None and newest > step:
         raise StorageError(
-            f"{manager.directory}: step {step} comes before the latest checkpoint, step {latest}"
+            f"{saver.path}: step {step} comes before the latest checkpoint, step {newest}"
         )
+    began = time.monotonic()
     try:
-        manager.save(step, args=ocp.args.Composite(**{ITEM: ocp.args.StandardSave(state)}))
+        faults.point("save_begin")
+        if is_writer():
+            manifest.marker_path(saver.path, step).touch()
+        target = saver.path / str(step) / manifest.ITEM
+        saver.orbax.save(target, args=ocp.args.StandardSave(state), force=True)
     except Exception as error:
-        raise StorageError(
-            f"{manager.directory}: saving failed by step {step} ({_one_line(error)})"
-        ) from error
+        raise _not_saved(saver, step, error) from error
+    facts = {**saver.facts, "goodness": _number(goodness)}
+    work = threading.Thread(target=_finish, args=(saver, step, facts, began), name=f"save {step}")
+    saver.finishing = work
+    work.start()
 
 
-def latest_step(manager: Manager) -> int | None:
-    """The newest step saved, None where there is none."""
-    return manager.latest_step()
+def wait(saver: Saver) -> None:
+    """Until the save under way is on the disk. Raises StorageError if it failed, once."""
+    if saver.finishing is not None:
+        saver.finishing.join()
+        saver.finishing = None
+    error, saver.error = saver.error, None
+    if error is not None:
+        raise error
 
 
-def abstract_like(state: PyTree) -> PyTree:
-    """Shapes, dtypes and shardings of a state, PRNG keys included: what `restore` asks for."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )
+def settle(saver: Saver, seconds: float) -> None:
+    """Give a save under way this long; whether it then counts, `saver.durable` says."""
+    if (work := saver.finishing) is not None:
+        work.join(seconds)
 
 
-def restore(manager: Manager, step: int, abstract_state: TrainState) -> TrainState:
-    """The state of `step`, as `abstract_state` (ShapeDtypeStructs with shardings) lays it out.
-
-    Raises CheckpointError if it cannot be read or does not fit.
-    """
-    arguments = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(abstract_state)})
-    _check_fits(manager, step, abstract_state)
-    return _read(manager, step, arguments)
-
-
-def restore_params(path: Path, step: int | None = None) -> PyTree:
-    """`state.params` of a checkpoint (the newest unless `step` says) as NumPy arrays.
-
-    Only the parameters are read, and no device layout is asked for, so neither the optimiser's
-    moments nor the devices that trained them need to be there. Raises CheckpointError.
-    """
-    path = Path(path).absolute()
-    with _one_line_errors():
-        manager = _create(path, ocp.PyTreeCheckpointHandler(), keep=None)
-        try:
-            step = manager.latest_step() if step is None else step
-            if step is None:
-                raise CheckpointError(f"{path}: holds no checkpoint")
-            wanted = {"params": _saved_tree(manager, step)["params"]}
-            arguments = ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                ),
-                partial_restore=True,
-            )
-            return _read(manager, step, ocp.args.Composite(**{ITEM: arguments}))["params"]
-        finally:
-            manager.close()
-
-
-def _create(path: Path, handler: Any, keep: int | None) -> Manager:
-    """A manager of `path`, which only reads where `keep` is None."""
-    if keep is None and not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder of checkpoints")
-    options = (
-        ocp.CheckpointManagerOptions(read_only=True)
-        if keep is None
-        else ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    )
+def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> None:
+    """In a thread of its own: what makes a save count, once Orbax is done with it."""
     try:
-        return ocp.CheckpointManager(path, options=options, item_handlers={ITEM: handler})
+        faults.point("save_mid")
+        saver.orbax.wait_until_finished()
+        faults.point("save_commit")
+        if is_writer():
+            manifest.write_record(saver.path, step, facts)
+            manifest.marker_path(saver.path, step).unlink()
+    except Exception as error:
+        saver.error = _not_saved(saver, step, error)
+        return
+    saver.durable, saver.seconds = step, time.monotonic() - began
+    try:
+        for old in _superfluous(saver) if is_writer() else ():
+            remove(saver.path, old)
     except OSError as error:
-        kind = CheckpointError if keep is None else StorageError
-        raise kind(f"{path}: checkpoints cannot be opened ({_one_line(error)})") from error
+        why = f"older checkpoints cannot be removed ({one_line(error)})"
+        saver.error = StorageError(f"{saver.path}: {why}")
 
 
-def _close(manager: Manager) -> None:
+def _superfluous(saver: Saver) -> list[int]:
+    """Steps that are neither among the newest nor the best."""
+    goodness = {}
+    for step in manifest.steps(saver.path):
+        with contextlib.suppress(CheckpointError):  # a damaged record is no best one
+            number = manifest.read_record(saver.path, step)["facts"].get("goodness")
+            goodness |= {} if number is None else {step: number}
+    best = max(goodness, key=goodness.__getitem__, default=None)
+    return [step for step in manifest.steps(saver.path)[: -saver.keep] if step != best]
+
+
+def _not_saved(saver: Saver, step: int, error: Exception) -> StorageError:
+    """The error to report. What the failed save left goes, so that a full disk has room again."""
+    why = one_line(error)
     try:
-        manager.wait_until_finished()
-    finally:  # a failed save is reported once, after which closing goes through
-        manager.close()
+        if is_writer():
+            remove(saver.path, step)
+    except OSError as other:
+        why += f"; nor can it be removed: {one_line(other)}"
+    return StorageError(f"{saver.path}: step {step} was not saved ({why})")
 
 
-def _saved_tree(manager: Manager, step: int) -> PyTree:
-    try:
-        return manager.item_metadata(step)[ITEM].tree
-    except Exception as error:
-        raise _unreadable(manager, step, error) from error
+def _number(goodness: float | None) -> float | None:
+    return goodness if goodness is not None and math.isfinite(goodness) else None
 
 
-def _read(manager: Manager, step: int, arguments: ocp.args.Composite) -> Any:
-    try:
-        return manager.restore(step, args=arguments)[ITEM]
-    except Exception as error:  # Orbax raises anything, from bare Exception to JSONDecodeError
-        raise _unreadable(manager, step, error) from error
+def remove(path: Path, step: int) -> None:
+    """Remove a step; a process that dies meanwhile leaves what the next one removes."""
+    manifest.marker_path(path, step).touch()
+    manifest.record_path(path, step).unlink(missing_ok=True)
+    faults.point("gc")
+    _remove_marked(path, step)
 
 
-def _unreadable(manager: Manager, step: int, error: Exception) -> CheckpointError:
-    steps = sorted(manager.all_steps())
-    if step not in steps:
-        have = ", ".join(map(str, steps)) or "none"
-        return CheckpointError(f"{manager.directory}: no checkpoint of step {step}; there: {have}")
-    return CheckpointError(
-        f"{manager.directory}: step {step} cannot be restored ({_one_line(error)})"
-    )
+def _finish_removals(path: Path) -> None:
+    for marker in path.glob("*.unfinished"):
+        if not marker.stem.isdecimal():
+            continue
+        step = int(marker.stem)
+        if manifest.record_path(path, step).exists():  # it was about to say that all is done
+            marker.unlink()
+        else:
+            _remove_marked(path, step)
 
 
-def _check_fits(manager: Manager, step: int, abstract_state: PyTree) -> None:
-    """Orbax itself casts another dtype, and gives None for an array where None was saved."""
-    saved, wanted = _leaves(_saved_tree(manager, step)), _leaves(abstract_state)
-    for name in sorted(saved.keys() | wanted.keys()):
-        have, need = saved.get(name), wanted.get(name)
-        if have is None or need is None:
-            state = "is not in it" if have is None else "is in it but not in this run's state"
-            raise CheckpointError(f"{manager.directory}: step {step}: {name} {state}")
-        is_key = jax.dtypes.issubdtype(need.dtype, jax.dtypes.prng_key)  # saved as its words
-        if not is_key and (have.shape, have.dtype) != (need.shape, need.dtype):
-            raise CheckpointError(
-                f"{manager.directory}: step {step}: {name} is {have.dtype}{list(have.shape)}, "
-                f"this run needs {need.dtype}{list(need.shape)}"
-            )
+def _remove_marked(path: Path, step: int) -> None:
+    folder = path / str(step)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    manifest.marker_path(path, step).unlink(missing_ok=True)
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _one_line(error: Exception, limit: int = 400) -> str:
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= limit else line[:limit] + " ..."
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Keep Orbax's own log still: each error it logs, in pages, is raised and reported here."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def put_aside(path: Path, step: int) -> Path:
+    """Put a step where no run reads it; returns its new folder."""
+    aside, number = path / f"{step}{ASIDE}", 1
+    while aside.exists():
+        number += 1
+        aside = path / f"{step}{ASIDE}-{number}"
+    aside.mkdir()
+    for part in (path / str(step), manifest.record_path(path, step)):
+        if part.exists():
+            part.rename(aside / part.name)
+    return aside

@@ -111,6 +111,7 @@ class DataOptions:
     path: str = "experiments/data/openings.jsonl"  # .jsonl or .jsonl.gz with a `prompt` column
     max_prompt_tokens: int = 64
     overlong: Literal["error", "drop", "truncate"] = "error"  # truncate keeps the last tokens
+    bad_rows: Literal["error", "skip"] = "error"  # skip: unusable rows are counted and left out
     shuffle: bool = True
 
 
@@ -141,6 +142,10 @@ class RewardOptions:
     whiten_rewards: bool = False  # token rewards to unit variance, mean kept
     drop_truncated: bool = False  # sequences without a stop token give no gradient
     overlong_buffer: int | None = None  # last tokens over which the overlong penalty rises
+    on_error: Literal["abort", "mask"] = "abort"  # mask: a row without a score gives no gradient
+    workers: int = 1  # processes of host rewards; more: each gets a share of the rows; 0: in this
+    timeout: float = 60.0  # seconds a host reward may take for a batch
+    row_timeout: float | None = None  # seconds for a row, rows going one by one; None: all at once
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,10 @@ class RunOptions:
     dir: str = "runs"  # root of the run folders
     cell: str = "base"
     checkpoint_every: int = 50  # iterations; the last one is always saved
+    checkpoint_minutes: float | None = 10.0  # also when so long ago; None: by iterations alone
     keep: int = 2  # newest checkpoints kept
+    keep_best: str | None = None  # metric whose best checkpoint is kept too; -name: the lowest
+    grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
     samples: int = 8  # continuations of each iteration written to samples.jsonl
     show_prompts: int = 3  # fixed prompts continued before and after training
     profile_after: int = 2  # iterations after the start, the next one's phases are timed; 0: never

@@ -96,6 +96,13 @@ def show_progress(
         yield lambda done, metrics: live.update(frame(done, describe(done, metrics)))
 
 
+def warn(line: str) -> None:
+    """A line on stderr, above a bar if there is one, that something needs attention."""
+    if is_writer():
+        encoding = sys.stderr.encoding or "utf-8"
+        print(f"ppo-jax: warning: {visible(line, encoding)}", file=sys.stderr, flush=True)
+
+
 def iteration_line(metrics: Mapping[str, float | int]) -> str:
     """The metrics worth a look each iteration, those of COLUMNS that are there, in one line."""
     return "  ".join(

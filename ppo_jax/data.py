@@ -6,10 +6,7 @@ a `DataError` that reads `file:line: reason`.
 """
 
 import difflib
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +14,7 @@ import numpy as np
 
 from ppo_jax.config import Config, DataOptions
 from ppo_jax.errors import DataError
+from ppo_jax.jsonl import json_type, parse_object, read_lines, shown
 from ppo_jax.tokenizer import encode_prompt
 from ppo_jax.types import Prompts
 
@@ -37,49 +35,52 @@ class Dataset(NamedTuple):
     dropped: int  # rows left out by overlong="drop"
     truncated: int  # prompts cut by overlong="truncate"
     path: str  # the file that was read
+    skipped: int = 0  # rows left out by bad_rows="skip"
+
+
+class _Row(NamedTuple):
+    line: int
+    prompt: str | list
+    ids: list[int]
+    columns: dict[str, Any]
 
 
 def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Dataset:
     """Read, check and tokenise `options.path`; `DataError` names the faulty line.
 
-    A relative path is looked up from the working directory, then from the repository's root.
+    A relative path is looked up from the working directory, then from the repository's root. With
+    bad_rows="skip" unusable rows are left out, with one warning. Three faults are not a row's own
+    and remain errors: a file that breaks off, a token id outside the vocabulary (the tokenizer is
+    another model's), and a prompt too long, which `options.overlong` decides on.
     """
     path = find_file(options.path)
-    rows = list(_rows(path))
-    if not rows:
-        raise DataError(f"{path}: no rows; expected one JSON object with `prompt` a line")
-    names = [name for name in rows[0][1] if name != "prompt"]
-    data = Dataset([], [], {name: [] for name in names}, {}, [], 0, 0, str(path))
-    dropped = truncated = 0
-    for line, row in rows:
-        where = f"{path}:{line}"
-        prompt = _checked_prompt(row, where)
-        _check_columns(row, rows[0], where)
-        ids = _checked_ids(encode_prompt(tokenizer, prompt, where=where), vocab_size, where)
-        excess = len(ids) - options.max_prompt_tokens
-        if excess > 0 and options.overlong == "error":
-            raise DataError(
-                f"{where}: prompt has {len(ids)} tokens, data.max_prompt_tokens is "
-                f"{options.max_prompt_tokens}; raise it to {len(ids)}, or set data.overlong "
-                "to 'drop' or 'truncate'"
-            )
-        if excess > 0 and options.overlong == "drop":
+    data = Dataset([], [], {}, {}, [], 0, 0, str(path))
+    dropped = truncated = skipped = 0
+    first, fault = None, ""
+    for line, raw in read_lines(path):
+        try:
+            row = _usable_row(raw, first, tokenizer, line, path)
+        except DataError as error:
+            if options.bad_rows == "error":
+                raise
+            skipped += 1
+            fault = fault or str(error)
+            continue
+        first = first or row
+        _check_vocabulary(row.ids, vocab_size, f"{path}:{line}")
+        excess = _excess(row.ids, options, f"{path}:{line}")
+        if excess and options.overlong == "drop":
             dropped += 1
             continue
         truncated += excess > 0
-        data.prompts.append(prompt)
-        data.prompt_ids.append(ids[max(excess, 0) :])
-        data.lines.append(line)
-        for name in names:
-            data.columns[name].append(row[name])
+        _append(data, row, excess)
     if not data.lines:
-        raise DataError(
-            f"{path}: all {dropped} prompts are longer than data.max_prompt_tokens = "
-            f"{options.max_prompt_tokens}; raise it, or set data.overlong to 'truncate'"
-        )
+        raise DataError(_why_empty(path, options, dropped, skipped, fault))
+    if skipped:
+        print(f"ppo-jax: warning: rows left out: {skipped}, the first {fault}", file=sys.stderr)
     arrays = {name: numeric_column(values) for name, values in data.columns.items()}
     numeric = {name: array for name, array in arrays.items() if array is not None}
-    return data._replace(numeric=numeric, dropped=dropped, truncated=truncated)
+    return data._replace(numeric=numeric, dropped=dropped, truncated=truncated, skipped=skipped)
 
 
 def find_file(name: str) -> Path:
@@ -214,84 +215,82 @@ def _prompts(
     return Prompts(ids_BP, mask_BP, rows_B, sample_index_B, columns)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of every line that is not blank."""
-    line = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield line, _parse(raw, f"{path}:{line}")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}:{line + 1}: cannot be read: {error}") from error
+def _append(data: Dataset, row: _Row, excess: int) -> None:
+    data.prompts.append(row.prompt)
+    data.prompt_ids.append(row.ids[excess:])
+    data.lines.append(row.line)
+    for name, value in row.columns.items():
+        data.columns.setdefault(name, []).append(value)
 
 
-def _parse(raw: bytes, where: str) -> dict:
-    try:
-        # "-sig" skips the byte order mark that some editors put at the start of a file.
-        row = json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise DataError(
-            f"{where}: not UTF-8: byte 0x{byte:02x} at position {error.start + 1}"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {_kind(row)}")
-    return row
-
-
-def _reject_constant(name: str) -> None:
-    # Python's parser lets NaN and Infinity through; in a column they would poison the reward.
-    raise ValueError(f"{name} is not a JSON number")
+def _usable_row(raw: bytes, first: _Row | None, tokenizer: Any, line: int, path: Path) -> _Row:
+    where = f"{path}:{line}"
+    columns = parse_object(raw, where)
+    prompt = _checked_prompt(columns, where)
+    del columns["prompt"]
+    _check_columns(columns, first, where)
+    ids = encode_prompt(tokenizer, prompt, where=where)
+    if not ids:
+        raise DataError(f"{where}: prompt has no tokens")
+    return _Row(line, prompt, ids, columns)
 
 
 def _checked_prompt(row: dict, where: str) -> str | list:
+    # Whitespace alone, or special tokens alone, make a prompt like any other.
     if "prompt" not in row:
-        present = ", ".join(row) if row else "none"
+        present = shown(", ".join(row)) if row else "none"
         raise DataError(f"{where}: no column `prompt`; columns present: {present}")
     prompt = row["prompt"]
     if not isinstance(prompt, str | list):
         raise DataError(
-            f"{where}: prompt is {_kind(prompt)}; expected a string or a list of messages"
+            f"{where}: prompt is {json_type(prompt)}; expected a string or a list of messages"
         )
     if not prompt:
         raise DataError(f"{where}: prompt is empty")
-    try:
-        json.dumps(prompt, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: prompt holds half of a surrogate pair (\\ud8..)") from error
     return prompt
 
 
-def _check_columns(row: dict, first: tuple[int, dict], where: str) -> None:
-    first_line, first_row = first
-    for name in first_row:
-        if name not in row:
-            raise DataError(f"{where}: no column {name!r}, which line {first_line} has")
-    for name in row:
-        if name not in first_row:
-            raise DataError(f"{where}: column {name!r}, which line {first_line} does not have")
+def _check_columns(columns: dict, first: _Row | None, where: str) -> None:
+    for name in columns:
         if name in REWARD_ARGUMENTS:
             raise DataError(f"{where}: column {name!r} is a reward's own argument; rename it")
+    if first is None:
+        return
+    for name in first.columns:
+        if name not in columns:
+            raise DataError(f"{where}: no column {shown(name)}, which line {first.line} has")
+    for name in columns:
+        if name not in first.columns:
+            raise DataError(f"{where}: column {shown(name)}, which line {first.line} does not have")
 
 
-def _checked_ids(ids: list[int], vocab_size: int, where: str) -> list[int]:
-    if not ids:
-        raise DataError(f"{where}: prompt has no tokens")
+def _check_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise DataError(
                 f"{where}: token id {token} is outside the model's vocabulary "
                 f"(0 to {vocab_size - 1}); the tokenizer belongs to another model"
             )
-    return ids
 
 
-def _kind(value: object) -> str:
-    """What JSON calls the type of `value`."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
+def _excess(ids: list[int], options: DataOptions, where: str) -> int:
+    """Tokens beyond the longest prompt; a DataError where the options want none."""
+    excess = len(ids) - options.max_prompt_tokens
+    if excess > 0 and options.overlong == "error":
+        raise DataError(
+            f"{where}: prompt has {len(ids)} tokens, data.max_prompt_tokens is "
+            f"{options.max_prompt_tokens}; raise it to {len(ids)}, or set data.overlong "
+            "to 'drop' or 'truncate'"
+        )
+    return max(excess, 0)
+
+
+def _why_empty(path: Path, options: DataOptions, dropped: int, skipped: int, fault: str) -> str:
+    if dropped:
+        return (
+            f"{path}: all {dropped} prompts are longer than data.max_prompt_tokens = "
+            f"{options.max_prompt_tokens}; raise it, or set data.overlong to 'truncate'"
+        )
+    if skipped:
+        return f"{fault}; with all {skipped} rows left out (data.bad_rows) none remains"
+    return f"{path}: no rows; expected one JSON object with `prompt` a line"

@@ -31,6 +31,12 @@ class CheckpointError(PPOJaxError):
     exit_code = 4
 
 
+class LockedError(PPOJaxError):
+    """Another run holds the run folder: exit code 5."""
+
+    exit_code = 5
+
+
 class StorageError(PPOJaxError):
     """The run folder or an output cannot be written: exit code 6."""
 
@@ -41,3 +47,15 @@ class RewardError(PPOJaxError):
     """A host-side reward raised or returned something unusable: exit code 7."""
 
     exit_code = 7
+
+
+class Preempted(PPOJaxError):
+    """Told to end by a signal; what was reached is on the disk: exit code 75."""
+
+    exit_code = 75
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """What another library's error says, in one line of at most about `limit` characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= limit else line[:limit] + " ..."

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax.checkpoint import restore_params
 from ppo_jax.config import LoraOptions, ModelConfig, ModelOptions
 from ppo_jax.config_io import load_config
 from ppo_jax.decoder import lora_scale, make_decoder
@@ -17,6 +16,7 @@ from ppo_jax.lora import adapted_modules, attach, merge
 from ppo_jax.model import init_trunk, scans_layers, unstack_layers
 from ppo_jax.model_folder import ModelFolder, resolve_model
 from ppo_jax.peft_folder import base_model, is_adapter_folder, read_adapters
+from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from ppo_jax import __version__, arguments
-from ppo_jax.errors import ConfigError, PPOJaxError
+from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.xla_flags import set_flags
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
@@ -20,7 +20,7 @@ usage: ppo-jax COMMAND ...
 PPO fine-tuning of language models in JAX.
 
 commands:
-  train EXPERIMENT [--section.key VALUE ...]     train; every field of the configuration is a flag
+  train EXPERIMENT [--section.key VALUE ...]     train, or go on; every field is a flag
   generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
   score --model DIR --data F --out F             log-probabilities of given responses
   export --model DIR --out DIR                   write a Hugging Face or PEFT folder
@@ -29,7 +29,7 @@ commands:
 
 `ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
 experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical
-abort, 4 checkpoint unusable, 6 storage, 7 reward failed.
+abort, 4 checkpoint unusable, 5 run folder locked, 6 storage, 7 reward failed, 75 preempted.
 """
 
 TRAIN_USAGE = """\
@@ -40,7 +40,9 @@ EXPERIMENT is the path of a .py file that defines BASE and REWARD, or a name in 
 
 Every field of its BASE is a flag, for example
   ppo-jax train tiny --hparams.kl_coef 0.1 --hparams.kl_target None --run.progress False
-`ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment.
+`ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment. Beside them:
+  --strict_resume        exit with code 4 instead of going back past a damaged checkpoint
+  --allow_config_change  go on with other options than the checkpoint was made with
 """
 
 
@@ -63,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
+    except Preempted as error:
+        print(f"ppo-jax: {error}", file=sys.stderr)
+        return error.exit_code
     except PPOJaxError as error:
         print(f"ppo-jax: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -104,13 +109,18 @@ def _train(words: list[str]) -> None:
             f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own code is "
             "asked for on the command line alone: --model.trust_remote_code True"
         )
-    config = parse_config(f"train {words[0]}", words[1:], experiment)
+    args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
+    config = parse_config(f"train {words[0]}", rest, experiment)
     from ppo_jax.validate import check_config
 
     check_config(config)
-    from ppo_jax.train import train
+    from ppo_jax.preemption import Preemption, watch
 
-    train(config, experiment)
+    preemption = Preemption()
+    with watch(preemption):  # from here on: what follows takes seconds to import
+        from ppo_jax.train import train
+
+        train(config, experiment, args, preemption)
 
 
 def _plan(words: list[str]) -> None:

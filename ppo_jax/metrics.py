@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ppo_jax import faults
 from ppo_jax.config_io import NONFINITE
 from ppo_jax.errors import StorageError
 from ppo_jax.run_folder import RunFolder, is_writer, read_lines
@@ -40,6 +41,15 @@ class MetricsLog(NamedTuple):
     def write_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add one line a sample, each with `step` first."""
         _append(self.samples, [{"step": int(step), **row} for row in rows])
+
+    def sync(self) -> None:
+        """Wait until what has been written is on the disk. Raises StorageError."""
+        for log in self:
+            if log.descriptor is not None:
+                try:
+                    os.fsync(log.descriptor)
+                except OSError as error:
+                    raise _unwritable(log, error) from None
 
 
 @contextmanager
@@ -128,11 +138,18 @@ def _append(log: Log, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     lines = "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows)
     data = lines.encode("ascii")
+    whole = os.fstat(log.descriptor).st_size
     try:
+        faults.point("metrics")
         while data:  # a full disk takes part of the line first, and fails on the rest
             data = data[os.write(log.descriptor, data) :]
     except OSError as error:
-        raise StorageError(f"{log.path}: cannot be written ({error.strerror})") from None
+        os.ftruncate(log.descriptor, whole)
+        raise _unwritable(log, error) from None
+
+
+def _unwritable(log: Log, error: OSError) -> StorageError:
+    return StorageError(f"{log.path}: cannot be written ({error.strerror})")
 
 
 def _strict(value: Any) -> Any:

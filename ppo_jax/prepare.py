@@ -24,6 +24,7 @@ from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part, check_columns, parse_rewards
+from ppo_jax.rewards.host import SEEDS, HostScores, Rows
 from ppo_jax.sharding import make_mesh, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
@@ -31,6 +32,9 @@ from ppo_jax.validate import check_model
 
 # Folded in for the first adapters: no iteration of a run has these numbers.
 LORA_KEY, CRITIC_LORA_KEY = 2**31 - 3, 2**31 - 4
+
+
+CallHost = Callable[[Part, Rows, int], HostScores]  # a host reward, its rows, a seed
 
 
 class Run(NamedTuple):
@@ -43,6 +47,7 @@ class Run(NamedTuple):
     tokenizer: Any
     width: int  # prompt columns
     hparams: HParams  # float32 scalars
+    call_host: CallHost | None = None  # None: in this process
 
     @property
     def pad_id(self) -> int:
@@ -80,7 +85,7 @@ def open_run_of(
     check_model(config, source.config, data.prompt_width(dataset))
     parts = parse_rewards(reward)
     for part in parts:
-        check_columns(part, dataset.columns)
+        check_columns(part, {*dataset.columns, SEEDS})
     return Opened(config, source, critic, dataset, parts)
 
 

@@ -10,14 +10,19 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import data, freed_memory
+from ppo_jax import data, faults, freed_memory
 from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import response_texts
 from ppo_jax.prepare import Run
-from ppo_jax.rewards import base
+from ppo_jax.rewards.host import SEEDS, Rows, call
 from ppo_jax.sharding import batch_sharding, put_batch, replicated
 from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
+
+MAX_EMPTY = 3  # batches in a row without any score, after which the reward is taken for broken
+
+Scores = dict[str, np.ndarray]  # by name, float32 [B]
+Failed = dict[int, str]  # row of the batch -> why it has no score
 
 
 class Finished(NamedTuple):
@@ -29,6 +34,7 @@ class Finished(NamedTuple):
     rollout: Rollout
     scores_B: jax.Array
     times: dict[str, float]  # seconds
+    failed: Failed = {}  # by a host reward
 
 
 class Stepper(NamedTuple):
@@ -71,32 +77,45 @@ def _cut(run: Run, built: _Built):
     score = _program(built, "score", run, _score, rows)
     update = _program(built, "update", run, learn, (whole, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
+    empty = 0  # batches in a row without any score
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
+        nonlocal empty
         on_device = put_batch(mesh, prompts)
         rollout = sample(state, frozen, run.hparams, on_device)
         # Dispatched at once, so that the scoring passes overlap the reward on the host.
         scored, raw = score(state, frozen, run.hparams, rollout, on_device.columns)
+        faults.point("reward")
         clock = time.monotonic()
-        scores = host_scores(run, prompts, rollout)
-        _check_names(names, scores)
+        scores, failed = host_scores(run, prompts, rollout, step)
+        scores = _under_known_names(names, scores, failed, prompts)
+        empty = empty + 1 if len(failed) == len(prompts.prompt_index_B) else 0
+        if empty >= MAX_EMPTY:
+            why = next(iter(failed.values()))
+            raise RewardError(f"{empty} batches in a row in which no row has a score: {why}")
         raw = raw | put_batch(mesh, scores)
         times = {"time/reward": time.monotonic() - clock}
         state, metrics, rollout, scores_B = update(state, frozen, run.hparams, rollout, scored, raw)
-        return state, Finished(step, prompts, metrics, rollout, scores_B, times)
+        return state, Finished(step, prompts, metrics, rollout, scores_B, times, failed)
 
     return dispatch
 
 
-def _check_names(names: list[str], scores: dict) -> None:
-    """A host reward must score every batch under the same names: they are part of the program."""
+def _under_known_names(names: list[str], scores: Scores, failed: Failed, prompts) -> Scores:
+    """The scores under the names that the first batch had, which are part of the program."""
+    nothing = len(failed) == len(prompts.prompt_index_B)
+    if not names and nothing:
+        raise RewardError(f"no row of the first batch has a score: {next(iter(failed.values()))}")
     if not names:
         names.extend(scores)
+    if nothing:  # whose names are not known where a reward gave nothing at all
+        scores = {name: np.full(len(failed), np.nan, np.float32) for name in names}
     if set(names) != set(scores):
         raise RewardError(
             f"reward: returned the scores {sorted(scores)}, in the first batch {sorted(names)}; "
             "expected the same names in every batch"
         )
+    return scores
 
 
 def _score(setup, state, frozen, hparams, rollout, columns):
@@ -125,18 +144,32 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
     return call
 
 
-def host_scores(run: Run, prompts: Prompts, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Scores [B] of all host-side rewards, by name; waits for the rollout."""
-    rows = (
+def host_scores(run: Run, prompts: Prompts, rollout: Rollout, step: int) -> tuple[Scores, Failed]:
+    """Scores [B] of all host-side rewards, by name, and the rows that lack one; waits for the
+    rollout. RewardError if there is a row that lacks one and the config says to abort."""
+    seeds = _row_seeds(run.config.run.seed, step, prompts)
+    rows = Rows(
+        list(range(len(seeds))),
         data.batch_prompts(run.dataset, prompts),
         response_texts(run.tokenizer, rollout),
-        data.batch_columns(run.dataset, prompts),
+        {SEEDS: seeds} | data.batch_columns(run.dataset, prompts),
     )
-    scores: dict[str, np.ndarray] = {}
+    here = lambda part, rows, seed: call(part, rows, on_error=run.config.reward.on_error)
+    scores, failed = {}, {}
     for part in run.parts:
         if part.host is not None:
-            scores |= base.host_scores(part, *rows)
-    return scores
+            found = (run.call_host or here)(part, rows, seeds[0])
+            nothing = {part.name: np.full(len(seeds), np.nan, np.float32)}
+            scores |= found.scores or nothing
+            failed |= found.failed
+    return scores, failed
+
+
+def _row_seeds(seed: int, step: int, prompts: Prompts) -> list[int]:
+    """A seed a row for rewards that draw at random, the same in every run of this seed."""
+    rows = zip(prompts.prompt_index_B.tolist(), prompts.sample_index_B.tolist(), strict=True)
+    draw = lambda *row: int(np.random.SeedSequence([seed, step, *row]).generate_state(1)[0])
+    return [draw(*row) for row in rows]
 
 
 def memory_bytes(compiled: dict[str, jax.stages.Compiled]) -> int:

@@ -20,6 +20,21 @@ class Scores(NamedTuple):
     sequence_B: Array  # of the parts that score a whole response
     token_BT: Array  # of the parts that reward single tokens
     parts: dict[str, Array]  # unweighted score of each part, [B]
+    valid_B: Array | None = None  # bool, rows that have a score; None: all must have
+
+    @property
+    def total_B(self) -> Array:
+        """What each row earned; NaN where it has no score."""
+        total_B = self.sequence_B + self.token_BT.sum(axis=1)
+        return total_B if self.valid_B is None else jnp.where(self.valid_B, total_B, jnp.nan)
+
+    def mean(self, x_B: Array) -> Array:
+        """Mean of a number a row over the rows that have a score; NaN where none has."""
+        return x_B.mean() if self.valid_B is None else x_B.mean(where=self.valid_B)
+
+    def counted(self, mask_BT: Array) -> Array:
+        """The mask without the rows that have no score."""
+        return mask_BT if self.valid_B is None else mask_BT * self.valid_B[:, None]
 
 
 def kl_estimate(
@@ -43,14 +58,17 @@ def kl_estimate(
     raise ValueError(f"kind: expected k1, k2, k3 or abs, got {kind!r}")
 
 
-def combine_scores(raw: dict[str, Array], weights: dict[str, float], rollout: Rollout) -> Scores:
+def combine_scores(
+    raw: dict[str, Array], weights: dict[str, float], rollout: Rollout, *, on_error: str = "abort"
+) -> Scores:
     """Weigh and sum the parts; [B] scores a response, [B, T] its tokens.
 
-    A score `part/key`, from a host function that returns a dict, weighs what its part does.
+    A score `part/key`, from a host function that returns a dict, weighs what its part does. With
+    `on_error="mask"` a row has no score where one of its parts is not finite.
     """
     sequence_B = jnp.zeros(rollout.lengths_B.shape, jnp.float32)
     token_BT = jnp.zeros(rollout.mask_BT.shape, jnp.float32)
-    parts = {}
+    parts, valid_B = {}, jnp.ones(rollout.lengths_B.shape, bool)
     for name, score in raw.items():
         score = score.astype(jnp.float32)
         weight = weights[name] if name in weights else weights[name.split("/")[0]]
@@ -64,12 +82,21 @@ def combine_scores(raw: dict[str, Array], weights: dict[str, float], rollout: Ro
         else:
             score = jnp.where(rollout.mask_BT > 0, score, 0.0)
             token_BT, parts[name] = token_BT + weight * score, score.sum(axis=1)
-    return Scores(sequence_B, token_BT, parts)
+        valid_B &= jnp.isfinite(parts[name])
+    if on_error == "abort":
+        return Scores(sequence_B, token_BT, parts)
+    sequence_B = jnp.where(valid_B, sequence_B, 0.0)
+    return Scores(sequence_B, jnp.where(valid_B[:, None], token_BT, 0.0), parts, valid_B)
 
 
-def update_moments(moments: ScoreMoments, scores_B: Array) -> ScoreMoments:
-    """Running moments with a batch added (Chan et al. 1983), less the non-finite scores."""
+def update_moments(
+    moments: ScoreMoments, scores_B: Array, valid_B: Array | None = None
+) -> ScoreMoments:
+    """Running moments with a batch added (Chan et al. 1983), less the rows that have no score and
+    the non-finite ones."""
     finite_B = jnp.isfinite(scores_B).astype(jnp.float32)
+    if valid_B is not None:
+        finite_B = finite_B * valid_B
     scores_B = jnp.where(finite_B > 0, scores_B, 0.0)
     n = finite_B.sum()
     mean = scores_B.sum() / jnp.maximum(n, 1.0)
@@ -116,16 +143,22 @@ def reference_kl(options: RewardOptions, scored: Scored) -> Array:
 
 
 def shape_rewards(
-    options: RewardOptions, score_B: Array, token_BT: Array, kl_BT: Array, kl_coef, rollout: Rollout
+    options: RewardOptions,
+    score_B: Array,
+    token_BT: Array,
+    kl_BT: Array,
+    kl_coef,
+    rollout: Rollout,
+    mask_BT: Array,
 ) -> Array:
     """Token rewards: the score lands on the last real token, the KL on each (Ziegler et al. 2019,
-    arXiv 1909.08593). With the KL in the loss only the scores are left."""
+    arXiv 1909.08593). With the KL in the loss only the scores are left. 0 outside of `mask_BT`."""
     last_BT = jnp.arange(rollout.mask_BT.shape[1])[None] == rollout.lengths_B[:, None] - 1
     rewards_BT = token_BT + jnp.where(last_BT, score_B[:, None], 0.0)
     if options.kl_in == "reward":
         rewards_BT = rewards_BT - kl_coef * kl_BT
-    rewards_BT = jnp.where(rollout.mask_BT > 0, rewards_BT, 0.0)
+    rewards_BT = jnp.where(mask_BT > 0, rewards_BT, 0.0)
     if options.whiten_rewards:
         # The mean stays: removing it would change what a longer response earns.
-        rewards_BT = masked_whiten(rewards_BT, rollout.mask_BT, shift_mean=False)
+        rewards_BT = masked_whiten(rewards_BT, mask_BT, shift_mean=False)
     return rewards_BT

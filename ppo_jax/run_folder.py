@@ -6,6 +6,7 @@
 In a run of several processes the first one alone writes.
 """
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -19,17 +20,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from ppo_jax.config import Config, RunOptions
-from ppo_jax.config_io import diff, load_config, save_config, write_atomic
-from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.config_io import write_atomic
+from ppo_jax.errors import ConfigError, DataError, StorageError
 
-# Keys that may change between the parts of one run: they do not alter what is computed. The number
-# of iterations is one of them only while no schedule counts on it.
-HARMLESS = frozenset(
-    f"run.{name}"
-    for name in (
-        "dir progress profile_after samples show_prompts checkpoint_every keep compile_cache"
-    ).split()
-) | {"model.trust_remote_code"}
+BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "transformers")
 
 Status = Literal["running", "done", "failed", "preempted"]
@@ -62,27 +56,23 @@ def run_folder(root: Path) -> RunFolder:
     return RunFolder(root, *(root / name for name in (*names, "status.json", "tokenizer")))
 
 
-def open_run(config: Config, experiment: str) -> RunFolder:
-    """Make the run's folder, or reopen it to go on, and write its `config.json`.
+def make_folder(config: Config, experiment: str) -> RunFolder:
+    """The run's folder, made if it is not there.
 
-    Raises ConfigError if the folder cannot be made or written, or if it belongs to a run with
-    another config: then with every dotted key that differs.
+    Raises ConfigError if its path cannot be a folder's, StorageError if it cannot be written.
     """
     folder = run_folder(run_path(config.run, experiment))
     if not is_writer():
         return folder
+    what = f"run folder {folder.root}"
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
+        probe = folder.root / f".{os.getpid()}.tmp"
+        probe.touch()  # permissions do not tell of a file system that can only be read
+        probe.unlink()
     except OSError as error:
-        raise ConfigError(
-            f"run folder {folder.root}: cannot be made ({error.strerror}); set another --run.dir"
-        ) from None
-    if not os.access(folder.root, os.W_OK | os.X_OK):
-        raise ConfigError(f"run folder {folder.root}: not writable; set another --run.dir")
-    # Without a checkpoint there is nothing to go on from: the run starts anew, as configured now.
-    if folder.config.exists() and _has_checkpoint(folder):
-        _check_same_run(folder, load_config(folder.config), config)
-    save_config(folder.config, config)
+        why = f"{what}: cannot be made or written ({error.strerror}); set another --run.dir"
+        raise (ConfigError if error.errno in BAD_PATH else StorageError)(why) from None
     return folder
 
 
@@ -156,23 +146,6 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def is_writer() -> bool:
     """Whether this process is the one that writes the run's files."""
     return jax.process_index() == 0
-
-
-def _has_checkpoint(folder: RunFolder) -> bool:
-    found = folder.checkpoints.iterdir() if folder.checkpoints.is_dir() else ()
-    return any(path.name.isdigit() for path in found)
-
-
-def _check_same_run(folder: RunFolder, old: Config, new: Config) -> None:
-    harmless = set(HARMLESS)
-    if old.optim.schedule == new.optim.schedule == "constant":
-        harmless.add("run.iterations")
-    differing = [line for line in diff(old, new) if line.split(":")[0] not in harmless]
-    if differing:
-        raise ConfigError(
-            f"run folder {folder.root}: holds a run with another config "
-            f"({', '.join(differing)}); choose another --run.cell or --run.dir"
-        )
 
 
 def _git() -> dict[str, Any] | None:

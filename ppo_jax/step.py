@@ -104,16 +104,17 @@ def learn(
 ) -> tuple[TrainState, dict[str, Array], Rollout, Array]:
     """From scores to the next state: rewards, advantages, update, KL controller, reference."""
     config = setup.config
-    scores = combine_scores(raw, setup.weights, rollout)
-    moments = update_moments(state.moments, scores.sequence_B)
+    scores = combine_scores(raw, setup.weights, rollout, on_error=config.reward.on_error)
+    mask_BT = scores.counted(rollout.mask_BT)
+    moments = update_moments(state.moments, scores.sequence_B, scores.valid_B)
     score_B = shape_scores(config.reward, hparams, scores, moments, rollout)
     kl_BT = reference_kl(config.reward, scored)
     if config.reward.kl_controller == "fixed":
         state = state._replace(kl_coef=jnp.asarray(hparams.kl_coef, jnp.float32))
     rewards_BT = shape_rewards(
-        config.reward, score_B, scores.token_BT, kl_BT, state.kl_coef, rollout
+        config.reward, score_B, scores.token_BT, kl_BT, state.kl_coef, rollout, mask_BT
     )
-    rows = training_rows(setup, hparams, rewards_BT, scored, rollout)
+    rows = training_rows(setup, hparams, rewards_BT, scored, rollout, mask_BT)
     with jax.named_scope("update"):
         params, opt_state, stats = ppo_update(
             config,
@@ -147,15 +148,20 @@ def learn(
         ref=move_reference(config, hparams, state, params["policy"]),
     )
     state = control_kl(config, hparams, state, metrics["objective/kl"])
-    return state, metrics, rollout, scores.sequence_B + scores.token_BT.sum(axis=1)
+    return state, metrics, rollout, scores.total_B
 
 
-def training_rows(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout) -> Rows:
-    """What the update learns from: whitened advantages, returns, and the tokens that count."""
-    config, mask_BT = setup.config, rollout.mask_BT
+def training_rows(
+    setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout: Rollout, mask_BT: Array
+) -> Rows:
+    """What the update learns from: whitened advantages, returns, and the tokens that count, of
+    those that `mask_BT` leaves."""
+    config = setup.config
+    advantages_BT, returns_BT = estimate_advantages(
+        setup, hparams, rewards_BT, scored, rollout, mask_BT
+    )
     if config.reward.drop_truncated:
         mask_BT = mask_BT * rollout.ended_B[:, None]
-    advantages_BT, returns_BT = estimate_advantages(setup, hparams, rewards_BT, scored, rollout)
     if config.ppo.whiten_advantages:
         advantages_BT = masked_whiten(advantages_BT, mask_BT)
     if hparams.tis_cap is not None:
@@ -174,9 +180,12 @@ def training_rows(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, ro
     )
 
 
-def estimate_advantages(setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout):
-    """(advantages_BT, returns_BT) by the configured estimator."""
-    config, mask_BT = setup.config, rollout.mask_BT
+def estimate_advantages(
+    setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout: Rollout, mask_BT: Array
+):
+    """(advantages_BT, returns_BT) by the configured estimator; a row without tokens in `mask_BT`
+    is no sample to it."""
+    config = setup.config
     samples = config.rollout.samples_per_prompt
     if config.ppo.advantage == "rloo":
         return estimators.rloo(rewards_BT, mask_BT, samples_per_prompt=samples)

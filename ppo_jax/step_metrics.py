@@ -48,19 +48,18 @@ def iteration_metrics(
     stats: dict[str, Array],
 ) -> dict[str, Array]:
     """Everything logged of one iteration but times; `state` is the one before the update."""
-    total_B = scores.sequence_B + scores.token_BT.sum(axis=1)
     final_B = score_B + scores.token_BT.sum(axis=1)
     kl = sequence_kl(scored, rollout)
     penalty = state.kl_coef * kl if config.reward.kl_in == "reward" else jnp.float32(0)
     metrics = {
         "objective/kl": kl,
         "objective/entropy": -(scored.old_logprobs_BT * rollout.mask_BT).sum(axis=1).mean(),
-        "objective/scores": total_B.mean(),
-        "objective/scores_std": total_B.std(),
-        "objective/scores_shaped": final_B.mean(),
+        "objective/scores": scores.mean(scores.total_B),
+        "objective/scores_std": scores.total_B.std(where=scores.valid_B),
+        "objective/scores_shaped": scores.mean(final_B),
         "objective/non_score_reward": -penalty,
-        "objective/rlhf_reward": final_B.mean() - penalty,
-        "objective/rewards": rewards_BT.sum(axis=1).mean(),
+        "objective/rlhf_reward": scores.mean(final_B) - penalty,
+        "objective/rewards": scores.mean(rewards_BT.sum(axis=1)),
         "objective/kl_coef": state.kl_coef,
         "rollout/length_mean": rollout.lengths_B.astype(jnp.float32).mean(),
         "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
@@ -76,7 +75,9 @@ def iteration_metrics(
         "update/nonfinite_in_row": nonfinite.astype(jnp.float32),
         "episode": (state.step + 1.0) * config.rollout.batch_size,
     }
-    metrics |= {f"reward/{name}": score_B.mean() for name, score_B in scores.parts.items()}
+    metrics |= {f"reward/{name}": scores.mean(part_B) for name, part_B in scores.parts.items()}
+    if scores.valid_B is not None:
+        metrics["reward/masked"] = (~scores.valid_B).sum().astype(jnp.float32)
     return metrics | {UPDATE_NAMES[k]: v for k, v in stats.items() if k in UPDATE_NAMES}
 
 

@@ -131,8 +131,10 @@ def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze
         if hparams.target_kl is not None and "policy" in losses:
             stop = finite & (stats["approxkl"] > 1.5 * hparams.target_kl)
         params, opt_state = dict(carry.params), dict(carry.opt_state)
+        # Where no row has anything to learn from, the moments alone must not move the weights.
+        learns = jnp.any(rows.mask_BT > 0)
         for group in groups:
-            apply = finite
+            apply = finite & learns
             if group == "policy":
                 apply &= ~(freeze | stop)
             elif shared:

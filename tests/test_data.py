@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppo_jax.config import DataOptions
-from ppo_jax.data import batch_prompts, fixed_prompts, load_dataset, numeric_column, prompt_width
+from ppo_jax.config import Config, DataOptions, replace
+from ppo_jax.data import (
+    batch_prompts,
+    fixed_prompts,
+    load_dataset,
+    make_batch,
+    numeric_column,
+    prompt_width,
+)
 from ppo_jax.errors import DataError
 from ppo_jax.tokenizer import byte_tokenizer
 
@@ -59,24 +66,13 @@ def test_gzip_reads_the_same(tmp_path):
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     assert str(load(plain)._replace(path="")) == str(load(packed)._replace(path=""))
-    cut = tmp_path / "cut.jsonl.gz"
-    cut.write_bytes(packed.read_bytes()[:-9])
-    assert re.search(r"cut\.jsonl\.gz:\d+: cannot be read: ", fault(cut))
-    not_gzip = tmp_path / "plain.jsonl.gz"
-    not_gzip.write_bytes(plain.read_bytes())
-    assert "plain.jsonl.gz:1: cannot be read: " in fault(not_gzip)
 
 
 GOOD = b'{"prompt": "fine", "n": 1}\n'
 FAULTS = [
     (b'{"prompt": "a", "n": 1\n', "not JSON: .* at column"),
-    (b"plain text\n", "not JSON: Expecting value at column 1$"),
-    (b'{"prompt": "a", "n": NaN}\n', "not JSON: NaN is not a JSON number$"),
-    (b"[" * 100_000 + b"\n", "not JSON: "),
-    (b'["prompt", "a"]\n', "expected a JSON object, got a list$"),
-    (b'"prompt"\n', "expected a JSON object, got a string$"),
-    (b"null\n", "expected a JSON object, got null$"),
-    (b'{"text": "a", "n": 1}\n', "no column `prompt`; columns present: text, n$"),
+    (b"[" * 100_000 + b"\n", "lists or objects are nested too deeply$"),
+    (b'{"text": "a", "n": 1}\n', "no column `prompt`; columns present: 'text, n'$"),
     (b"{}\n", "no column `prompt`; columns present: none$"),
     (b'{"prompt": 7, "n": 1}\n', "prompt is a number; expected a string or a list of messages$"),
     (b'{"prompt": null, "n": 1}\n', "prompt is null; expected"),
@@ -88,10 +84,12 @@ FAULTS = [
     (b'{"prompt": [{"role": "user"}], "n": 1}\n', "message 1 of prompt needs a string 'content'$"),
     (b'{"prompt": [{"role": 1, "content": ""}], "n": 1}\n', "1 of prompt needs a string 'role'$"),
     (b'{"prompt": [{"role": "user", "content": "a"}], "n": 1}\n', "has no chat template"),
-    (b'{"prompt": "\\ud800", "n": 1}\n', "prompt holds half of a surrogate pair"),
+    (b'{"prompt": "\\ud800", "n": 1}\n', "column 'prompt' holds half of a surrogate pair"),
     (b'{"prompt": "caf\xe9", "n": 1}\n', "not UTF-8: byte 0xe9 at position 16$"),
     (b'{"prompt": "a"}\n', "no column 'n', which line 1 has$"),
     (b'{"prompt": "a", "n": 1, "m": 2}\n', "column 'm', which line 1 does not have$"),
+    (b'{"prompt": "a", "n": 1, "responses": 2}\n', "column 'responses' is a reward's own argument"),
+    (b'{"\\u001b[2J\\n": 1}\n', r"columns present: '\\x1b\[2J\\n'$"),
 ]
 
 
@@ -104,9 +102,62 @@ def test_faulty_line_is_named(tmp_path, line, reason):
     assert re.search(reason, message), message
 
 
-def test_reward_argument_as_column(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "responses": "b"}])
+@pytest.mark.parametrize(("line", "reason"), FAULTS, ids=[reason[:30] for _, reason in FAULTS])
+def test_faulty_line_is_left_out_by_choice(tmp_path, capsys, line, reason):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(GOOD + line + b"\n" + GOOD + line)
+    data = load(path, bad_rows="skip")
+    assert (data.skipped, data.lines, data.columns) == (2, [1, 4], {"n": [1, 1]})
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"ppo-jax: warning: rows left out: 2, the first {path}:2: ")
+    assert re.search(reason, warning, re.MULTILINE) and warning.count("\n") == 1
+
+
+def test_the_first_usable_row_sets_the_columns(tmp_path, capsys):
+    rows = [
+        {"prompt": "a", "responses": "b"},
+        {"prompt": "", "n": 0},
+        {"prompt": "abc", "n": 1},
+        {"prompt": "b"},
+    ]
+    path = write(tmp_path / "a.jsonl", [*rows, {"prompt": "d", "n": 2}])
     assert fault(path) == f"{path}:1: column 'responses' is a reward's own argument; rename it"
+    data = load(path, bad_rows="skip", max_prompt_tokens=2, overlong="drop")
+    assert (data.columns, data.lines, data.dropped, data.skipped) == ({"n": [2]}, [5], 1, 3)
+    load(write(tmp_path / "b.jsonl", [{"prompt": "a"}]), bad_rows="skip")
+    assert capsys.readouterr().err.count("warning") == 1
+
+
+def test_what_is_not_a_row_s_own_fault_stays_an_error(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "A"}, {"prompt": "zz"}])
+    assert f"{path}:2: token id 122 is outside" in fault(path, bad_rows="skip", vocab_size=122)
+    assert f"{path}:2: prompt has 2 tokens" in fault(path, bad_rows="skip", max_prompt_tokens=1)
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(path.read_bytes())[:-9])
+    assert re.search(r"cut\.jsonl\.gz:\d+: cannot be read: ", fault(cut, bad_rows="skip"))
+
+
+def test_nothing_usable_at_all(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": ""}, ["prompt"], {"text": "a"}])
+    assert fault(path, bad_rows="skip") == (
+        f"{path}:1: prompt is empty; with all 3 rows left out (data.bad_rows) none remains"
+    )
+
+
+UNUSUAL = {" \t\n": [32, 9, 10], "<|eos|>": [257], "<|pad|><|bos|>": [258, 256], "a": [97]}
+UNUSUAL |= {"\0": [0], "a\0\ufeff": [97, 0, 0xEF, 0xBB, 0xBF], "abcdef": list(b"abcdef")}
+
+
+@pytest.mark.parametrize(("prompt", "ids"), UNUSUAL.items())
+def test_unusual_prompts_are_prompts(tmp_path, prompt, ids):
+    """Also as the only row of the file, in a batch of more, and at exactly the longest length."""
+    data = load(write(tmp_path / "a.jsonl", [{"prompt": prompt}]), max_prompt_tokens=6)
+    assert (data.prompt_ids, data.truncated) == ([ids], 0)
+    config = replace(Config(), **{"rollout.batch_size": 3})
+    batch = make_batch(data, config, 0, pad_id=PAD)
+    assert batch.ids_BP.tolist() == [ids] * 3 and batch.mask_BP.all()
+    assert batch_prompts(data, batch) == [prompt] * 3
+    assert TOKENIZER.decode(batch.ids_BP[0], clean_up_tokenization_spaces=False) == prompt
 
 
 def test_tokens_outside_the_vocabulary(tmp_path):
@@ -146,6 +197,7 @@ def test_overlong(tmp_path):
     assert cut.prompts[1] == "abcdef"
     assert (cut.dropped, cut.truncated, cut.lines) == (0, 2, [1, 2, 3, 4])
     assert load(path, max_prompt_tokens=6).truncated == 0
+    assert load(path, max_prompt_tokens=5, overlong="truncate").prompt_ids[1] == list(b"bcdef")
     message = fault(path, max_prompt_tokens=2, overlong="drop")
     assert message.startswith(f"{path}: all 4 prompts are longer than data.max_prompt_tokens = 2")
 

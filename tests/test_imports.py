@@ -13,10 +13,10 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors xla_flags freed_memory
+    errors xla_flags freed_memory faults preemption
     chips config types masked ranges arguments config_io validate_model validate
     sharding
-    tokenizer data
+    tokenizer jsonl data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
     stream attention_kernels kv_cache attention attention_band decoder stream_attention rope layers
     model lora cost peft_folder model_folder
@@ -26,8 +26,8 @@ ORDER = """
     gae estimators
     losses gradients optimizer update
     trunks passes step_metrics step
-    run_folder metrics console profile checkpoint loading evaluate experiment
-    prepare programs train
+    run_folder lock metrics console profile manifest restore checkpoint loading evaluate experiment
+    prepare programs run_header run_facts resume samples loop train
     workload ceilings phase_times memory_layers memory abstract_step plan_advice plan_report plan
     bench_report bench
     commands main __main__

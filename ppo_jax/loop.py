@@ -1,0 +1,229 @@
+"""The iterations of a run: step k is dispatched before the metrics of k - 1 are read."""
+
+import dataclasses
+import difflib
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+from ppo_jax import checkpoint, console, data, faults
+from ppo_jax.alarms import Alarms
+from ppo_jax.errors import ConfigError, NumericalError, StorageError
+from ppo_jax.evaluate import make_evaluation
+from ppo_jax.metrics import MetricsLog, throughput, to_host
+from ppo_jax.preemption import Preemption
+from ppo_jax.prepare import Run
+from ppo_jax.profile import peak_memory_bytes, profiled
+from ppo_jax.programs import Finished, Stepper, compile_facts, make_stepper, memory_bytes
+from ppo_jax.run_folder import RunFolder, write_status
+from ppo_jax.samples import sample_rows, shown
+from ppo_jax.types import PyTree, TrainState
+
+
+@dataclasses.dataclass
+class Book:
+    """What is kept of a run while it goes: its log, its checkpoints, what they said last."""
+
+    run: Run
+    folder: RunFolder
+    log: MetricsLog
+    saver: checkpoint.Saver
+    preemption: Preemption
+    progress: console.Update
+    alarms: Alarms
+    clock: float  # when the last iteration was read
+    saved: float  # when the last save began
+    best_of: list[float] = dataclasses.field(default_factory=list)  # run.keep_best since then
+    times: dict[str, float] = dataclasses.field(default_factory=dict)  # for the next line
+    failed: int = 0  # saves
+
+
+def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, start: int) -> None:
+    """All iterations from `start`, with the fixed prompts continued before and after.
+
+    Raises Preempted once the state has been saved, after a signal.
+    """
+    config = run.config.run
+    evaluate = make_evaluation(run.setup) if config.show_prompts > 0 else None
+    before = shown(run, evaluate, state, frozen)
+    if before:
+        console.show_samples("Before training" if start == 0 else "At the start", before)
+    stepper = make_stepper(run)
+    with console.show_progress(config.iterations, start=start, bar=config.progress) as progress:
+        now = time.monotonic()
+        book = Book(
+            run, folder, log, saver, preemption, progress, Alarms(run.config), clock=now, saved=now
+        )
+        preemption.begin("compilation and the first iteration")
+        faults.point("compile")
+        state = _iterations(book, stepper, state, frozen, start)
+    if before:
+        console.show_comparison(before, shown(run, evaluate, state, frozen))
+
+
+def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree, start: int):
+    run, config, pending = book.run, book.run.config.run, None
+    for step in range(start, config.iterations):
+        if book.preemption.asked.is_set():
+            _save_and_end(book, pending, step, state)
+        prompts = data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
+        if config.profile_after > 0 and step == start + config.profile_after:
+            if pending is not None:
+                _read(book, pending)
+            pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
+        else:
+            state, finished = stepper.dispatch(state, frozen, step, prompts)
+        faults.point("step")
+        if step == start:
+            finished = finished._replace(times=finished.times | compile_facts(stepper))
+        if pending is not None:
+            _read(book, pending)
+        pending = finished
+        if _is_due(book, step + 1):
+            _read(book, pending)
+            pending = None
+            _save(book, step + 1, state, must=step + 1 == config.iterations)
+    return state
+
+
+def _profiled(stepper: Stepper, state, frozen, step: int, prompts):
+    """Dispatch one iteration and wait for it, with the seconds of its phases in `times`."""
+    programs = [text for program in stepper.compiled.values() if (text := program.as_text())]
+    (state, finished), seconds = profiled(
+        lambda: stepper.dispatch(state, frozen, step, prompts), programs
+    )
+    times = finished.times | seconds | {"memory/program_bytes": memory_bytes(stepper.compiled)}
+    return state, finished._replace(times=times)
+
+
+def _read(book: Book, done: Finished) -> None:
+    """Wait for an iteration and log it; stop on too many skipped updates."""
+    config = book.run.config
+    metrics = to_host(done.metrics)
+    now = time.monotonic()
+    seconds, book.clock = now - book.clock, now
+    metrics |= done.times | book.times | {"time/iteration": seconds}
+    book.times = {}
+    metrics["memory/peak_bytes"] = peak_memory_bytes()
+    metrics["eps"] = config.rollout.batch_size / max(seconds, 1e-9)
+    metrics |= throughput(metrics, config.rollout.batch_size)
+    if book.failed:
+        metrics["ckpt/failed"] = book.failed
+    book.log.write(done.step, metrics)
+    book.log.write_samples(done.step, sample_rows(book.run, done)[: config.run.samples])
+    book.progress(done.step + 1, metrics)
+    for line in (*_unscored(book.run, done), *book.alarms.look(done.step, metrics)):
+        console.warn(line)
+    _note_best(book, metrics)
+    # Two are under way at most, and the save waits for both.
+    ordinary = seconds - metrics.get("compile/seconds", 0.0)
+    book.preemption.begin(f"iteration {done.step + 1}", 2 * ordinary + book.saver.seconds)
+    in_row = metrics["update/nonfinite_in_row"]
+    if in_row >= config.optim.max_nonfinite:
+        raise NumericalError(
+            f"iteration {done.step}: {in_row:.0f} iterations in a row had a step with a loss or "
+            f"gradient that is not finite; it was not applied (optim.max_nonfinite="
+            f"{config.optim.max_nonfinite}); "
+            f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}; "
+            f"{_on_disk(book.saver)}"
+        )
+
+
+def _unscored(run: Run, done: Finished) -> list[str]:
+    """A line on the rows of a batch that a host reward gave no score."""
+    if not done.failed:
+        return []
+    row, why = next(iter(sorted(done.failed.items())))
+    count, size = len(done.failed), run.config.rollout.batch_size
+    return [
+        f"iteration {done.step}: {count} of {size} rows have no score and give no gradient; "
+        f"row {row}: {why}"
+    ]
+
+
+def _is_due(book: Book, step: int) -> bool:
+    """Whether the state after `step` iterations is to be saved."""
+    config = book.run.config.run
+    if step % config.checkpoint_every == 0 or step == config.iterations:
+        return True
+    # Clocks of several processes would disagree, and a save needs them all.
+    if config.checkpoint_minutes is None or jax.process_count() > 1:
+        return False
+    return time.monotonic() - book.saved > 60 * config.checkpoint_minutes
+
+
+def _save(book: Book, step: int, state: TrainState, *, must: bool = False) -> None:
+    """Start a save. One that fails is said and counted, and the run goes on, unless it `must`."""
+    clock = book.saved = time.monotonic()
+    _check_finite(book, step, state)
+    book.log.sync()
+    goodness, book.best_of = _mean(book.best_of), []
+    for act in (
+        lambda: checkpoint.wait(book.saver),  # the one before
+        lambda: checkpoint.save(book.saver, step, state, goodness=goodness),
+    ):
+        try:
+            act()
+        except StorageError as error:
+            if must:
+                raise
+            book.failed += 1
+            console.warn(f"{error}; the run goes on, {_on_disk(book.saver)}")
+    book.times |= {"time/save": time.monotonic() - clock}
+    if book.saver.seconds > 0:
+        book.times |= {"time/save_durable": book.saver.seconds}
+    write_status(book.folder, "running", step)
+
+
+def _save_and_end(book: Book, pending: Finished | None, step: int, state: TrainState) -> None:
+    """What a signal asks for, with the state after `step` iterations."""
+    if pending is not None:
+        _read(book, pending)
+    _save(book, step, state, must=True)
+    checkpoint.wait(book.saver)
+    raise book.preemption.saved(step)
+
+
+def _check_finite(book: Book, step: int, state: TrainState) -> None:
+    """NumericalError, instead of a checkpoint, where a weight or a moment is not finite."""
+    if bool(_all_finite((state.params, state.opt_state))):
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in leaves
+        if not bool(_all_finite(leaf))
+    ]
+    raise NumericalError(
+        f"iteration {step - 1}: not finite after its update: {names[0] if names else 'Adam'}; that "
+        f"state was not saved, {_on_disk(book.saver)}; lower hparams.learning_rate"
+    )
+
+
+@jax.jit
+def _all_finite(tree: PyTree):
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
+def _on_disk(saver: checkpoint.Saver) -> str:
+    return "no step is saved" if saver.durable is None else f"step {saver.durable} is saved"
+
+
+def _note_best(book: Book, metrics: dict[str, float]) -> None:
+    """Keep what `run.keep_best` names, turned so that higher is better."""
+    asked = book.run.config.run.keep_best
+    if asked is None:
+        return
+    name = asked.removeprefix("-")
+    if name not in metrics:
+        near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"run.keep_best={asked}: no metric of this run; nearest valid: {near}")
+    book.best_of.append(-metrics[name] if asked.startswith("-") else metrics[name])
+
+
+def _mean(values: list[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

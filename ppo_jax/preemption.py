@@ -1,0 +1,103 @@
+"""SIGTERM and SIGINT: what there is time for is saved, and the run says in one line what is there.
+
+The state of the step in flight has been donated, so until that step ends there is nothing to save.
+A step that would end in time is waited for; else the run ends at once, with what is on the disk.
+
+The main thread may be inside of XLA for minutes, where Python runs no signal handler. So the signal
+is read by a thread of its own, from the pipe into which the C handler writes its number.
+"""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from ppo_jax.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 25.0  # seconds, until the configuration has been read
+
+
+class Preemption:
+    """What the run is doing, and whether it has been told to end."""
+
+    def __init__(self) -> None:
+        self.grace = GRACE  # seconds from the signal to the end
+        self.asked = threading.Event()
+        self.durable: Callable[[], int | None] = lambda: None  # the newest step on the disk
+        self.settle: Callable[[float], None] = lambda seconds: None  # waits for a save under way
+        self._lock = threading.Lock()
+        self._phase, self._ends = "start", math.inf
+        self._last_resort: threading.Timer | None = None
+
+    def begin(self, phase: str, expected: float = math.inf) -> None:
+        """The main thread begins something that takes `expected` seconds to where it asks `asked`
+        and has saved; inf where it never asks."""
+        with self._lock:
+            self._phase, self._ends = phase, time.monotonic() + expected
+
+    def signalled(self, number: int) -> None:
+        """Called by the watching thread."""
+        name = signal.Signals(number).name
+        with self._lock:
+            phase, left = self._phase, self._ends - time.monotonic()
+        if self.asked.is_set():
+            self._end(f"second signal, during {phase}")
+        self.asked.set()
+        if left > self.grace:
+            threading.Thread(target=self._settle_and_end, args=(f"{name} during {phase}",)).start()
+            return
+        late = (f"{name}: {phase} took longer than run.grace={self.grace:g} s",)
+        self._last_resort = threading.Timer(self.grace, self._end, late)
+        self._last_resort.daemon = True
+        self._last_resort.start()
+
+    def saved(self, step: int) -> Preempted:
+        """The error that ends the run with its code, after the save that was asked for."""
+        return Preempted(f"preempted at iteration {step}, saved step {self.durable()}")
+
+    def _settle_and_end(self, why: str) -> None:
+        self.settle(self.grace)
+        self._end(why)
+
+    def _end(self, why: str) -> None:
+        step = self.durable()
+        have = "nothing was saved yet" if step is None else f"step {step} is saved"
+        line = f"ppo-jax: preempted ({why}); {have}; the same command goes on from there"
+        # Not through Python's buffers: a thread that was interrupted may hold their lock.
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())
+        os._exit(Preempted.exit_code)
+
+
+@contextlib.contextmanager
+def watch(preemption: Preemption) -> Iterator[None]:
+    """Signals are `preemption`'s to handle; in the main thread alone."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # as the C handler needs it
+    # Python calls nothing then, but without a handler of its own the number is not written either.
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def read() -> None:
+        while (number := os.read(reading, 1)) != b"\0":
+            if number[0] in SIGNALS:
+                preemption.signalled(number[0])
+
+    thread = threading.Thread(target=read, name="preemption", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.write(writing, b"\0")
+        thread.join()
+        if preemption._last_resort is not None:
+            preemption._last_resort.cancel()
+        os.close(reading)
+        os.close(writing)

@@ -1,0 +1,112 @@
+"""Checkpoints read back: a state as this run lays it out, or the parameters alone."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ppo_jax import manifest
+from ppo_jax.errors import CheckpointError, one_line
+from ppo_jax.types import PyTree, TrainState
+
+
+def abstract_like(state: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of a state, PRNG keys included: what `restore` asks for."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+
+
+def restore(path: Path, step: int, abstract_state: TrainState) -> TrainState:
+    """The state of `step`, as `abstract_state` (ShapeDtypeStructs with shardings) lays it out.
+
+    Raises CheckpointError if it does not fit, or cannot be read; whether it is what was written,
+    `manifest.verify` says.
+    """
+    path = Path(path).absolute()
+    with quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        _check_fits(path, step, _saved_tree(reader, path, step), abstract_state)
+        return _read(reader, path, step, ocp.args.StandardRestore(abstract_state))
+
+
+def restore_params(path: Path, step: int | None = None) -> PyTree:
+    """`state.params` of a checkpoint (the newest unless `step` says) as NumPy arrays.
+
+    Only the parameters are read, and no device layout is asked for, so neither the optimiser's
+    moments nor the devices that trained them need to be there. Raises CheckpointError.
+    """
+    path = Path(path).absolute()
+    have = manifest.steps(path)
+    if not have or (step is not None and step not in have):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise CheckpointError(f"{path}: no {wanted}; there: {', '.join(map(str, have)) or 'none'}")
+    step = have[-1] if step is None else step
+    manifest.verify(path, step)
+    with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        wanted = {"params": _saved_tree(reader, path, step)["params"]}
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
+            partial_restore=True,
+        )
+        return _read(reader, path, step, arguments)["params"]
+
+
+def _saved_tree(reader: ocp.Checkpointer, path: Path, step: int) -> PyTree:
+    try:
+        metadata = reader.metadata(path / str(step) / manifest.ITEM).item_metadata
+        return getattr(metadata, "tree", metadata)
+    except Exception as error:
+        raise _unreadable(path, step, error) from error
+
+
+def _read(reader: ocp.Checkpointer, path: Path, step: int, arguments: Any) -> Any:
+    try:
+        return reader.restore(path / str(step) / manifest.ITEM, args=arguments)
+    except Exception as error:  # Orbax raises anything, from bare Exception to JSONDecodeError
+        raise _unreadable(path, step, error) from error
+
+
+def _unreadable(path: Path, step: int, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: step {step} cannot be restored ({one_line(error)})")
+
+
+def _check_fits(path: Path, step: int, saved_tree: PyTree, abstract_state: PyTree) -> None:
+    """Orbax itself casts another dtype, and gives None for an array where None was saved."""
+    saved, wanted = _leaves(saved_tree), _leaves(abstract_state)
+    for name in sorted(saved.keys() | wanted.keys()):
+        have, need = saved.get(name), wanted.get(name)
+        if have is None or need is None:
+            state = "is not in it" if have is None else "is in it but not in this run's state"
+            raise CheckpointError(f"{path}: step {step}: {name} {state}")
+        is_key = jnp.issubdtype(need.dtype, jax.dtypes.prng_key)  # saved as its words
+        if not is_key and (have.shape, have.dtype) != (need.shape, need.dtype):
+            raise CheckpointError(
+                f"{path}: step {step}: {name} is {have.dtype}{list(have.shape)}, "
+                f"this run needs {need.dtype}{list(need.shape)}"
+            )
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keep Orbax's own log still: each error it logs, in pages, is raised and reported here."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

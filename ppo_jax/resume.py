@@ -1,0 +1,165 @@
+"""Where a run goes on: at its newest sound checkpoint, if this is still that run."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ppo_jax import manifest
+from ppo_jax.arguments import TrainArgs
+from ppo_jax.checkpoint import ASIDE, put_aside
+from ppo_jax.config import Config
+from ppo_jax.config_io import diff, from_dict
+from ppo_jax.errors import CheckpointError, ConfigError
+
+# What may differ between the parts of one run without a word: it alters nothing that is computed.
+FREE = frozenset(
+    f"run.{name}"
+    for name in (
+        "dir progress profile_after samples show_prompts checkpoint_every checkpoint_minutes keep "
+        "keep_best grace compile_cache"
+    ).split()
+) | {"model.trust_remote_code", "data.path"}  # whose content is compared instead
+# What the checkpoint itself depends on, its shape or what its counters stand for.
+STRUCTURAL = (
+    "model.path model.base_path model.critic_path model.shape model.scan_layers model.critic "
+    "model.lora data rollout.batch_size rollout.samples_per_prompt reward.reference ppo.advantage "
+    "optim.adam run.seed"
+).split()
+CONTENTS = {  # fact -> what has another content
+    "data": "data.path: the file",
+    "tokenizer": "the tokenizer",
+    "weights": "model.path: the weights",
+    "critic_weights": "model.critic_path: the weights",
+}
+
+
+class Changes(NamedTuple):
+    """Lines that say what is not as the checkpoint has it."""
+
+    structural: list[str]  # that checkpoint cannot be gone on from
+    harmless: list[str]  # it can, on purpose
+    inexact: list[str]  # goes on, but not bit for bit
+
+
+def find_start(
+    path: Path, facts: Mapping[str, Any], args: TrainArgs, warn: Callable[[str], None]
+) -> int | None:
+    """The step to go on from, None where there is none yet; its files have been verified.
+
+    Damaged checkpoints newer than it are put aside. Raises CheckpointError if there are only
+    damaged ones (which stay as they are), if there is one and `args.strict_resume`, or if the run
+    has changed.
+    """
+    for name in strangers(path):
+        warn(f"{path / name}: not a checkpoint of this run, left alone")
+    candidates = sorted({*manifest.steps(path), *_unrecorded(path)}, reverse=True)
+    if not candidates:
+        _check_none_is_aside(path)
+        return None
+    damaged: list[tuple[int, CheckpointError]] = []
+    for step in candidates:
+        try:
+            _check_unchanged(path, step, facts, args.allow_config_change, warn)
+            manifest.verify(path, step)
+        except _Changed:
+            raise
+        except CheckpointError as error:
+            if args.strict_resume:
+                raise CheckpointError(f"step {step}: {error} (--strict_resume)") from None
+            damaged.append((step, error))
+            continue
+        for number, error in damaged:
+            aside = put_aside(path, number)
+            warn(f"step {number}: {error}; put aside as {aside.name}, going on from step {step}")
+        return step
+    raise CheckpointError(
+        f"{path}: no checkpoint can be used, and none is replaced by a new start: "
+        + "; ".join(f"step {step}: {error}" for step, error in damaged)
+    )
+
+
+class _Changed(CheckpointError):
+    """The checkpoint is sound, but of another run."""
+
+
+def _check_unchanged(path: Path, step: int, facts, allow: bool, warn) -> None:
+    then = manifest.read_record(path, step)["facts"]
+    try:
+        changes = compare(then, facts)
+    except ConfigError as error:
+        raise CheckpointError(f"{manifest.record_path(path, step)}: {error}") from None
+    if changes.structural:
+        raise _Changed(
+            f"{path}: step {step} cannot be gone on from: {', '.join(changes.structural)}; "
+            "choose another --run.cell or --run.dir"
+        )
+    said = ", ".join(changes.harmless)
+    if changes.harmless and not allow:
+        raise _Changed(
+            f"{path}: step {step} was made with another configuration: {said}; to go on with the "
+            "new one give --allow_config_change, or choose another --run.cell"
+        )
+    if changes.harmless:
+        warn(f"step {step} goes on with another configuration: {said}")
+    if changes.inexact:
+        changed = ", ".join(changes.inexact)
+        warn(f"step {step} is restored exactly, but goes on not bit for bit: {changed}")
+
+
+def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """What differs between a checkpoint's facts and a run's. Raises ConfigError if the
+    checkpoint's config is none."""
+    old, new = (from_dict(Config, facts["config"], where="config") for facts in (then, now))
+    free = set(FREE)
+    if old.optim.schedule == new.optim.schedule == "constant":
+        free.add("run.iterations")
+    lines = [line for line in diff(old, new) if line.split(":")[0] not in free]
+    structural = [line for line in lines if _under(line.split(":")[0], STRUCTURAL)]
+    harmless = [line for line in lines if line not in structural]
+    for name, what in CONTENTS.items():
+        if name in then and then[name] != now[name]:
+            structural.append(f"{what} is not what it was")
+    if None not in (then.get("reward"), now["reward"]) and then["reward"] != now["reward"]:
+        harmless.append("the experiment's code is not what it was")
+    inexact = [
+        f"{name} {then[kind][name]} -> {value}"
+        for kind in ("devices", "versions")
+        for name, value in now[kind].items()
+        if kind in then and then[kind].get(name) != value
+    ]
+    if then.get("code") != now["code"]:
+        inexact.append("ppo_jax's code is not what it was")
+    return Changes(structural, harmless, inexact)
+
+
+def _under(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _unrecorded(path: Path) -> list[int]:
+    """Steps that Orbax finished, without a record: lost, or of a version that made none."""
+    found = path.iterdir() if path.is_dir() else ()
+    return [
+        int(folder.name)
+        for folder in found
+        if folder.name.isdecimal()
+        and (folder / manifest.ITEM / "_METADATA").is_file()
+        and not manifest.marker_path(path, int(folder.name)).exists()
+    ]
+
+
+def strangers(path: Path) -> list[str]:
+    """Names under `path` that are no checkpoint's, unfinished and put aside ones included."""
+    mine = {*manifest.steps(path), *_unrecorded(path)}
+    known = {name for step in mine for name in (str(step), f"{step}.json", f"{step}.unfinished")}
+    found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    return [name for name in found if name not in known and ASIDE not in name]
+
+
+def _check_none_is_aside(path: Path) -> None:
+    aside = sorted(p.name for p in path.glob(f"*{ASIDE}*"))
+    if aside:
+        raise CheckpointError(
+            f"{path}: no checkpoint is left but damaged ones ({', '.join(aside)}); remove the run "
+            "folder to begin anew"
+        )
