@@ -18,7 +18,7 @@ FLAGS := $(if $(SEED),--run.seed $(SEED)) $(if $(RUN_DIR),--run.dir $(RUN_DIR)) 
 # Stamps say which set of packages an environment holds; a newer pyproject.toml renews them.
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup train smoke plan bench bench-peers test test-oracle lint fmt export clean
+.PHONY: help setup train smoke plan bench bench-peers test test-oracle faults lint fmt export clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
@@ -60,6 +60,9 @@ test: $(STAMP)-test ## tests on 4 fake CPU devices (ARGS="-k gae" picks some)
 
 test-oracle: $(STAMP)-oracle ## the same logits and gradients as torch's transformers
 	$(PY) -m pytest tests/oracle $(ARGS)
+
+faults: $(STAMP)-test ## kill, damage and starve tiny runs: every fault of the table (up to 45 min)
+	PYTHONPATH=tests $(PY) -m faults $(ARGS)
 
 lint: $(STAMP)-lint ## ruff (rules and format) and pyright
 	$(VENV)/bin/ruff check .

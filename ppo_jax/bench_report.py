@@ -11,9 +11,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from ppo_jax.config_io import write_atomic
 from ppo_jax.console import shared_console, show_header
 from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.storage import write_atomic
 
 SCHEMA = 2  # a result's layout: counts up when a key changes its meaning
 READABLE = (1, SCHEMA)  # 1 counted the full square of a row, and its last token

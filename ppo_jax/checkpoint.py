@@ -7,8 +7,8 @@ with open_saver(folder.checkpoints, keep=2) as saver:
 
 import contextlib
 import dataclasses
+import gc
 import math
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,10 +17,11 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from ppo_jax import faults, manifest
-from ppo_jax.errors import CheckpointError, StorageError, one_line
+from ppo_jax import faults, manifest, storage
+from ppo_jax.errors import CheckpointError, StorageError
 from ppo_jax.restore import quiet_orbax
 from ppo_jax.run_folder import is_writer
+from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 
 ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
@@ -49,7 +50,7 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
     program that ends before it is done loses that checkpoint without a word. Raises StorageError if
     that save fails, unless another error is on its way.
     """
-    path = Path(path).absolute()
+    path = storage.as_path(path).absolute()
     with quiet_orbax():
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -57,8 +58,7 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
                 _finish_removals(path)
         except OSError as error:
             raise StorageError(f"{path}: cannot be made or written ({error.strerror})") from None
-        orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-        saver = Saver(path, keep, facts or {}, orbax, manifest.latest_step(path))
+        saver = Saver(path, keep, facts or {}, _orbax(), manifest.latest_step(path))
         try:
             yield saver
         except BaseException:
@@ -68,7 +68,21 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
         else:
             wait(saver)
         finally:
-            orbax.close()
+            _close(saver)
+
+
+def _orbax() -> ocp.AsyncCheckpointer:
+    return ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+
+
+def _close(saver: Saver) -> None:
+    """Let go of Orbax, and of what its failed saves have left."""
+    with contextlib.suppress(Exception):  # of a save whose error has been reported
+        saver.orbax.close()
+    gc.collect()  # tasks that failed as well would say so whenever they are collected
+    if is_writer():
+        with contextlib.suppress(OSError):  # then the next start does it
+            _finish_removals(saver.path)
 
 
 def save(saver: Saver, step: int, state: TrainState, *, goodness: float | None = None) -> None:
@@ -106,6 +120,11 @@ def wait(saver: Saver) -> None:
     if saver.finishing is not None:
         saver.finishing.join()
         saver.finishing = None
+    check(saver)
+
+
+def check(saver: Saver) -> None:
+    """Without waiting: raises StorageError if a save has failed, once."""
     error, saver.error = saver.error, None
     if error is not None:
         raise error
@@ -150,11 +169,19 @@ def _superfluous(saver: Saver) -> list[int]:
 
 
 def _not_saved(saver: Saver, step: int, error: Exception) -> StorageError:
-    """The error to report. What the failed save left goes, so that a full disk has room again."""
+    """The error to report. What the failed save left goes, so that a full disk has room again.
+
+    Orbax goes with it: it would report another error of this save at the next one. Its writers may
+    not have ended, so the marker stays until `_close` has another look.
+    """
     why = one_line(error)
+    with contextlib.suppress(Exception):
+        saver.orbax.close()
+    saver.orbax = _orbax()
     try:
         if is_writer():
             remove(saver.path, step)
+            manifest.marker_path(saver.path, step).touch()
     except OSError as other:
         why += f"; nor can it be removed: {one_line(other)}"
     return StorageError(f"{saver.path}: step {step} was not saved ({why})")
@@ -173,10 +200,13 @@ def remove(path: Path, step: int) -> None:
 
 
 def _finish_removals(path: Path) -> None:
+    """Complete what a process that died, or a save that failed, has left half done."""
+    for half in path.glob(".*.json.*.tmp"):
+        half.unlink()
     for marker in path.glob("*.unfinished"):
-        if not marker.stem.isdecimal():
+        step = manifest.step_of(marker)
+        if step is None:
             continue
-        step = int(marker.stem)
         if manifest.record_path(path, step).exists():  # it was about to say that all is done
             marker.unlink()
         else:
@@ -186,7 +216,7 @@ def _finish_removals(path: Path) -> None:
 def _remove_marked(path: Path, step: int) -> None:
     folder = path / str(step)
     if folder.is_dir():
-        shutil.rmtree(folder)
+        storage.remove_tree(folder)
     manifest.marker_path(path, step).unlink(missing_ok=True)
 
 
@@ -196,8 +226,11 @@ def put_aside(path: Path, step: int) -> Path:
     while aside.exists():
         number += 1
         aside = path / f"{step}{ASIDE}-{number}"
-    aside.mkdir()
-    for part in (path / str(step), manifest.record_path(path, step)):
-        if part.exists():
-            part.rename(aside / part.name)
+    try:
+        aside.mkdir()
+        for part in (path / str(step), manifest.record_path(path, step)):
+            if part.exists():
+                part.rename(aside / part.name)
+    except OSError as error:
+        raise StorageError(f"{aside}: cannot be made ({one_line(error)})") from None
     return aside

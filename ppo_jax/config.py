@@ -144,7 +144,7 @@ class RewardOptions:
     overlong_buffer: int | None = None  # last tokens over which the overlong penalty rises
     on_error: Literal["abort", "mask"] = "abort"  # mask: a row without a score gives no gradient
     workers: int = 1  # processes of host rewards; more: each gets a share of the rows; 0: in this
-    timeout: float = 60.0  # seconds a host reward may take for a batch
+    timeout: float = 60.0  # seconds of a host reward for a batch; mask: half, then row by row
     row_timeout: float | None = None  # seconds for a row, rows going one by one; None: all at once
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from ppo_jax.config import Config
-from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.errors import ConfigError
 from ppo_jax.ranges import check_type
+from ppo_jax.storage import as_path, write_atomic
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def save_config(path: Path, config: Any) -> None:
 def load_config(path: Path) -> Config:
     """The Config of a run's `config.json`; ConfigError if it is missing or not one."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(as_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -76,24 +76,6 @@ def nearest_key(cls: type, key: str) -> str | None:
     by_name = {known.rsplit(".", 1)[-1]: known for known in keys}
     close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
     return by_name[close[0]] if close else None
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content so that a reader, or a crash, sees the old or the new, never half.
-
-    Raises StorageError naming the path.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _encode(value: Any) -> Any:

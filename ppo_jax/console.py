@@ -8,7 +8,6 @@ import functools
 import math
 import statistics
 import sys
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from ppo_jax.metrics import first_and_last
 from ppo_jax.run_folder import is_writer
+from ppo_jax.text import visible
 
 Update = Callable[[int, Mapping[str, float | int]], None]
 
@@ -175,18 +175,6 @@ def duration(seconds: float | int) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def visible(text: str, encoding: str = "utf-8") -> str:
-    """The text with each character that controls, hides, or does not fit the encoding escaped."""
-    shown = "".join(
-        # Cc: escape, newline; Cf: right-to-left overrides; Zl, Zp: line separators; Cs: surrogates.
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs")
-        else character
-        for character in text
-    )
-    return shown.encode(encoding, errors="backslashreplace").decode(encoding)
 
 
 def _text(text: str, console: Console) -> Text:

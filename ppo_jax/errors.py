@@ -53,9 +53,3 @@ class Preempted(PPOJaxError):
     """Told to end by a signal; what was reached is on the disk: exit code 75."""
 
     exit_code = 75
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """What another library's error says, in one line of at most about `limit` characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= limit else line[:limit] + " ..."

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.storage import on_gcs, uploading
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -58,10 +59,15 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling that becomes `path` at the end: a crash leaves no half folder.
+    """Gives a temporary sibling that becomes `path` at the end: a crash leaves no half folder (or
+    on gs:// one without its config.json).
 
     An older folder at `path` is replaced. Raises StorageError when the disk refuses.
     """
+    if on_gcs(path):
+        with uploading(path, last=CONFIG) as new:
+            yield new
+        return
     path = path.expanduser().resolve()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from ppo_jax.model_folder import ModelFolder, resolve_model
 from ppo_jax.peft_folder import base_model, is_adapter_folder, read_adapters
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
+from ppo_jax.storage import as_path, downloaded
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree
 from ppo_jax.weights import load_classifier, load_hf
@@ -69,7 +70,7 @@ def open_source(
     """
     if path is None:
         return Source(shape or ModelConfig(), byte_tokenizer(), None, seed=seed)
-    folder = Path(path).expanduser()
+    folder = as_path(path, "model").expanduser()
     if (folder / "checkpoints").is_dir():
         return _open_run(path, run_folder(folder), trust_remote_code)
     model = resolve_model(path)
@@ -88,6 +89,12 @@ def open_source(
 def _open_folder(model: ModelFolder, trust_remote_code: bool) -> Source:
     tokenizer = load_tokenizer(model.path, trust_remote_code=trust_remote_code)
     shape = read_model_config(model.path)
+    # Tokens that were added later may lie beyond: a prompt that has one is refused with its line.
+    if tokenizer.vocab_size > shape.vocab_size:
+        raise ConfigError(
+            f"{model.path}: its tokenizer has {tokenizer.vocab_size} tokens, its config.json a "
+            f"vocabulary of {shape.vocab_size}: they are of different models"
+        )
     return Source(shape, tokenizer, model.name, files=model.path, folder=model.path)
 
 
@@ -111,9 +118,10 @@ def _open_run(name: str, run: RunFolder, trust_remote_code: bool) -> Source:
         adapters = Adapters(config.model.lora, base)
     if config.model.path is None:
         return Source(config.model.shape, byte_tokenizer(), name, run=run, adapters=adapters)
-    tokenizer = load_tokenizer(run.tokenizer, trust_remote_code=trust_remote_code)
-    shape = read_model_config(run.tokenizer)
-    return Source(shape, tokenizer, name, files=run.tokenizer, run=run, adapters=adapters)
+    folder = downloaded(run.tokenizer)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    shape = read_model_config(folder)
+    return Source(shape, tokenizer, name, files=folder, run=run, adapters=adapters)
 
 
 def _open_adapters(model: ModelFolder, base_path: str | None, trust_remote_code: bool) -> Source:

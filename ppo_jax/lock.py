@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ppo_jax.errors import LockedError, StorageError
+from ppo_jax.storage import staged
 
 NAME = "lock"
 
 
 @contextlib.contextmanager
 def hold(root: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises LockedError naming the process that has it."""
-    path = root / NAME
+    """Hold the folder's lock; on gs://, which has none, this machine's for it. Raises LockedError
+    naming the process that has it."""
+    path = staged(root) / NAME
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:

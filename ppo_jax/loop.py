@@ -4,15 +4,16 @@ import dataclasses
 import difflib
 import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from ppo_jax import checkpoint, console, data, faults
 from ppo_jax.alarms import Alarms
-from ppo_jax.errors import ConfigError, NumericalError, StorageError
+from ppo_jax.errors import ConfigError, NumericalError, RewardError, StorageError
 from ppo_jax.evaluate import make_evaluation
-from ppo_jax.metrics import MetricsLog, throughput, to_host
+from ppo_jax.metrics import MetricsLog, read_metrics, throughput, to_host
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Run
 from ppo_jax.profile import peak_memory_bytes, profiled
@@ -56,6 +57,8 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
         book = Book(
             run, folder, log, saver, preemption, progress, Alarms(run.config), clock=now, saved=now
         )
+        for row in read_metrics(folder.metrics):  # of a resumed run, whose start still counts
+            book.alarms.look(row["step"], row)
         preemption.begin("compilation and the first iteration")
         faults.point("compile")
         state = _iterations(book, stepper, state, frozen, start)
@@ -74,7 +77,14 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
                 _read(book, pending)
             pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
         else:
-            state, finished = stepper.dispatch(state, frozen, step, prompts)
+            try:
+                state, finished = stepper.dispatch(state, frozen, step, prompts)
+            except RewardError:  # the update has not begun: the state is that of `step` iterations
+                if pending is not None:
+                    _read(book, pending)
+                if step > start:
+                    _save(book, step, state)
+                raise
         faults.point("step")
         if step == start:
             finished = finished._replace(times=finished.times | compile_facts(stepper))
@@ -101,6 +111,7 @@ def _profiled(stepper: Stepper, state, frozen, step: int, prompts):
 def _read(book: Book, done: Finished) -> None:
     """Wait for an iteration and log it; stop on too many skipped updates."""
     config = book.run.config
+    _attempt(book, lambda: checkpoint.check(book.saver))
     metrics = to_host(done.metrics)
     now = time.monotonic()
     seconds, book.clock = now - book.clock, now
@@ -155,26 +166,28 @@ def _is_due(book: Book, step: int) -> bool:
 
 
 def _save(book: Book, step: int, state: TrainState, *, must: bool = False) -> None:
-    """Start a save. One that fails is said and counted, and the run goes on, unless it `must`."""
+    """Start a save. One that fails is said and counted, and the run goes on; unless this one cannot
+    start and `must`."""
     clock = book.saved = time.monotonic()
     _check_finite(book, step, state)
     book.log.sync()
     goodness, book.best_of = _mean(book.best_of), []
-    for act in (
-        lambda: checkpoint.wait(book.saver),  # the one before
-        lambda: checkpoint.save(book.saver, step, state, goodness=goodness),
-    ):
-        try:
-            act()
-        except StorageError as error:
-            if must:
-                raise
-            book.failed += 1
-            console.warn(f"{error}; the run goes on, {_on_disk(book.saver)}")
+    _attempt(book, lambda: checkpoint.wait(book.saver))  # for the one before
+    start = lambda: checkpoint.save(book.saver, step, state, goodness=goodness)
+    start() if must else _attempt(book, start)
     book.times |= {"time/save": time.monotonic() - clock}
     if book.saver.seconds > 0:
         book.times |= {"time/save_durable": book.saver.seconds}
     write_status(book.folder, "running", step)
+
+
+def _attempt(book: Book, act: Callable[[], None]) -> None:
+    """What may fail without harm to the run, which then says so and counts it."""
+    try:
+        act()
+    except StorageError as error:
+        book.failed += 1
+        console.warn(f"{error}; the run goes on, {_on_disk(book.saver)}")
 
 
 def _save_and_end(book: Book, pending: Finished | None, step: int, state: TrainState) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ppo_jax import __version__, arguments
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
+from ppo_jax.text import visible
 from ppo_jax.xla_flags import set_flags
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
@@ -68,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as error:
         print(f"ppo-jax: {error}", file=sys.stderr)
         return error.exit_code
-    except PPOJaxError as error:
-        print(f"ppo-jax: error: {error}", file=sys.stderr)
+    except PPOJaxError as error:  # it may hold text of a data file or of a model
+        line = visible(str(error), sys.stderr.encoding or "utf-8")
+        print(f"ppo-jax: error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("ppo-jax: interrupted", file=sys.stderr)

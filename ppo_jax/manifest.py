@@ -14,12 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppo_jax.config_io import write_atomic
+from ppo_jax import storage
 from ppo_jax.errors import CheckpointError, StorageError
 
 FORMAT = 1  # of the record and of what it stands for; counts up when older ones need care
 BLOCK = 1 << 20
 ITEM = "state"  # folder of the state within a step's
+
+
+class OtherFormat(CheckpointError):
+    """A record that another version wrote, which is no damage."""
 
 
 def record_path(folder: Path, step: int) -> Path:
@@ -32,8 +36,14 @@ def marker_path(folder: Path, step: int) -> Path:
 
 def steps(path: Path) -> list[int]:
     """The steps that have a record, ascending."""
-    names = (file.stem for file in path.glob("*.json")) if path.is_dir() else ()
-    return sorted(int(name) for name in names if name.isdecimal())
+    found = map(step_of, path.glob("*.json")) if path.is_dir() else ()
+    return sorted(step for step in found if step is not None)
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a file's name stands for; None for a name that no step has, as `007.json`."""
+    stem = path.name.partition(".")[0]
+    return int(stem) if stem.isdecimal() and str(int(stem)) == stem else None
 
 
 def latest_step(path: Path) -> int | None:
@@ -44,7 +54,8 @@ def latest_step(path: Path) -> int | None:
 def write_record(folder: Path, step: int, facts: Mapping[str, Any]) -> None:
     """Hash the files of a step that is whole, and write its record. Raises StorageError."""
     try:
-        files = {name: _seen(folder / str(step) / name) for name in _names(folder / str(step))}
+        names = storage.files(folder / str(step))
+        files = {name: _seen(folder / str(step) / name) for name in names}
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be read back ({error.strerror})") from None
     content = {
@@ -55,7 +66,8 @@ def write_record(folder: Path, step: int, facts: Mapping[str, Any]) -> None:
         "files": files,
     }
     whole = {**content, "sha256": _digest(content)}
-    write_atomic(record_path(folder, step), json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    storage.write_atomic(record_path(folder, step), text)
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any]:
@@ -67,11 +79,14 @@ def read_record(folder: Path, step: int) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         said = content.pop("sha256")
         version = content["format"]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        digest = _digest(content)
+    except StorageError:  # the storage cannot be reached, which is no damage
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's record ({_why(error)})") from None
     if version != FORMAT:
-        raise CheckpointError(f"{path}: format {version!r}; this version reads {FORMAT}")
-    if said != _digest(content) or content["step"] != step:
+        raise OtherFormat(f"{path}: format {version!r}; this version reads {FORMAT}")
+    if said != digest or content.get("step") != step:
         raise CheckpointError(f"{path}: its content is not what was written")
     return content
 
@@ -82,7 +97,7 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
     Raises CheckpointError naming the first file that is not.
     """
     record, root = read_record(folder, step), folder / str(step)
-    written, there = record["files"], set(_names(root)) if root.is_dir() else set()
+    written, there = record["files"], set(storage.files(root)) if root.is_dir() else set()
     for name in sorted(written.keys() | there):
         if name not in there:
             raise CheckpointError(f"{root / name}: is gone")
@@ -90,6 +105,8 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
             raise CheckpointError(f"{root / name}: does not belong to the checkpoint")
         try:
             seen = _seen(root / name)
+        except StorageError:
+            raise
         except OSError as error:
             raise CheckpointError(f"{root / name}: cannot be read ({error.strerror})") from None
         if seen["bytes"] != written[name]["bytes"]:
@@ -101,14 +118,8 @@ def verify(folder: Path, step: int) -> dict[str, Any]:
     return record
 
 
-def _names(root: Path) -> list[str]:
-    """Files below a folder, links unseen: what a checkpoint reads lies within it."""
-    found = (path for path in root.rglob("*") if path.is_file() or path.is_symlink())
-    return sorted(path.relative_to(root).as_posix() for path in found)
-
-
 def _seen(path: Path) -> dict[str, Any]:
-    if path.is_symlink():
+    if path.is_symlink():  # what a checkpoint reads lies within it
         raise OSError(0, "is a link", str(path))
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:

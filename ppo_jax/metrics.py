@@ -18,6 +18,7 @@ from ppo_jax import faults
 from ppo_jax.config_io import NONFINITE
 from ppo_jax.errors import StorageError
 from ppo_jax.run_folder import RunFolder, is_writer, read_lines
+from ppo_jax.storage import publish, to_append
 from ppo_jax.types import Array
 
 PHASES = ("rollout", "score", "update")
@@ -43,13 +44,16 @@ class MetricsLog(NamedTuple):
         _append(self.samples, [{"step": int(step), **row} for row in rows])
 
     def sync(self) -> None:
-        """Wait until what has been written is on the disk. Raises StorageError."""
+        """Wait until what has been written is on the disk, and where gs:// asks for it uploaded.
+        Raises StorageError."""
         for log in self:
             if log.descriptor is not None:
                 try:
                     os.fsync(log.descriptor)
                 except OSError as error:
                     raise _unwritable(log, error) from None
+        if self.metrics.descriptor is not None:
+            publish(self.metrics.path.parent)
 
 
 @contextmanager
@@ -61,7 +65,9 @@ def open_metrics(folder: RunFolder) -> Iterator[MetricsLog]:
     logs = []
     try:
         for path in (folder.metrics, folder.samples):
-            logs.append(Log(path, _open_to_append(path) if is_writer() else None))
+            logs.append(Log(path, _open_to_append(to_append(path)) if is_writer() else None))
+        if is_writer():
+            publish(folder.root)  # there, if without a line, as a file that has been opened is
         yield MetricsLog(*logs)
     finally:
         for log in logs:

@@ -7,10 +7,11 @@ from rich.table import Table
 
 from ppo_jax.chips import Chip
 from ppo_jax.config import Config, ModelConfig
-from ppo_jax.console import duration, shared_console, visible
+from ppo_jax.console import duration, shared_console
 from ppo_jax.cost import Lengths, Work
 from ppo_jax.memory import CATEGORIES, Memory
 from ppo_jax.plan_advice import Change
+from ppo_jax.text import visible
 
 TPU_SURE = 0.75  # of its memory: experiments/bench/README.md has what the compiler needed
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -12,7 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ppo_jax import manifest
-from ppo_jax.errors import CheckpointError, one_line
+from ppo_jax.errors import CheckpointError
+from ppo_jax.storage import as_path
+from ppo_jax.text import one_line
 from ppo_jax.types import PyTree, TrainState
 
 
@@ -29,7 +31,7 @@ def restore(path: Path, step: int, abstract_state: TrainState) -> TrainState:
     Raises CheckpointError if it does not fit, or cannot be read; whether it is what was written,
     `manifest.verify` says.
     """
-    path = Path(path).absolute()
+    path = as_path(path).absolute()
     with quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         _check_fits(path, step, _saved_tree(reader, path, step), abstract_state)
         return _read(reader, path, step, ocp.args.StandardRestore(abstract_state))
@@ -41,7 +43,7 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
     Only the parameters are read, and no device layout is asked for, so neither the optimiser's
     moments nor the devices that trained them need to be there. Raises CheckpointError.
     """
-    path = Path(path).absolute()
+    path = as_path(path).absolute()
     have = manifest.steps(path)
     if not have or (step is not None and step not in have):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -61,6 +63,8 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
 def _saved_tree(reader: ocp.Checkpointer, path: Path, step: int) -> PyTree:
     try:
         metadata = reader.metadata(path / str(step) / manifest.ITEM).item_metadata
+        if metadata is None:
+            raise ValueError("Orbax finds no tree in it")
         return getattr(metadata, "tree", metadata)
     except Exception as error:
         raise _unreadable(path, step, error) from error
@@ -102,11 +106,13 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Keep Orbax's own log still: each error it logs, in pages, is raised and reported here."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep Orbax's logs still: each error in them, told in pages, is raised and reported here."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -10,6 +10,7 @@ from ppo_jax.checkpoint import ASIDE, put_aside
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import CheckpointError, ConfigError
+from ppo_jax.run_folder import is_writer
 
 # What may differ between the parts of one run without a word: it alters nothing that is computed.
 FREE = frozenset(
@@ -18,7 +19,13 @@ FREE = frozenset(
         "dir progress profile_after samples show_prompts checkpoint_every checkpoint_minutes keep "
         "keep_best grace compile_cache"
     ).split()
-) | {"model.trust_remote_code", "data.path"}  # whose content is compared instead
+) | {
+    "model.trust_remote_code",
+    "data.path",  # whose content is compared instead
+    "reward.workers",
+    "reward.timeout",
+    "reward.row_timeout",
+}
 # What the checkpoint itself depends on, its shape or what its counters stand for.
 STRUCTURAL = (
     "model.path model.base_path model.critic_path model.shape model.scan_layers model.critic "
@@ -59,18 +66,20 @@ def find_start(
     damaged: list[tuple[int, CheckpointError]] = []
     for step in candidates:
         try:
-            _check_unchanged(path, step, facts, args.allow_config_change, warn)
+            said = _check_unchanged(path, step, facts, args.allow_config_change)
             manifest.verify(path, step)
-        except _Changed:
+        except (_Changed, manifest.OtherFormat):
             raise
         except CheckpointError as error:
             if args.strict_resume:
                 raise CheckpointError(f"step {step}: {error} (--strict_resume)") from None
             damaged.append((step, error))
             continue
-        for number, error in damaged:
+        for number, error in damaged if is_writer() else ():
             aside = put_aside(path, number)
             warn(f"step {number}: {error}; put aside as {aside.name}, going on from step {step}")
+        for line in said:
+            warn(line)
         return step
     raise CheckpointError(
         f"{path}: no checkpoint can be used, and none is replaced by a new start: "
@@ -82,12 +91,13 @@ class _Changed(CheckpointError):
     """The checkpoint is sound, but of another run."""
 
 
-def _check_unchanged(path: Path, step: int, facts, allow: bool, warn) -> None:
+def _check_unchanged(path: Path, step: int, facts, allow: bool) -> list[str]:
+    """What there is to say about a checkpoint that this run may go on from."""
     then = manifest.read_record(path, step)["facts"]
     try:
         changes = compare(then, facts)
-    except ConfigError as error:
-        raise CheckpointError(f"{manifest.record_path(path, step)}: {error}") from None
+    except ConfigError as error:  # of another version, perhaps
+        raise _Changed(f"{manifest.record_path(path, step)}: {error}") from None
     if changes.structural:
         raise _Changed(
             f"{path}: step {step} cannot be gone on from: {', '.join(changes.structural)}; "
@@ -99,17 +109,19 @@ def _check_unchanged(path: Path, step: int, facts, allow: bool, warn) -> None:
             f"{path}: step {step} was made with another configuration: {said}; to go on with the "
             "new one give --allow_config_change, or choose another --run.cell"
         )
+    lines = []
     if changes.harmless:
-        warn(f"step {step} goes on with another configuration: {said}")
+        lines.append(f"step {step} goes on with another configuration: {said}")
     if changes.inexact:
         changed = ", ".join(changes.inexact)
-        warn(f"step {step} is restored exactly, but goes on not bit for bit: {changed}")
+        lines.append(f"step {step} is restored exactly, but goes on not bit for bit: {changed}")
+    return lines
 
 
 def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     """What differs between a checkpoint's facts and a run's. Raises ConfigError if the
     checkpoint's config is none."""
-    old, new = (from_dict(Config, facts["config"], where="config") for facts in (then, now))
+    old, new = (from_dict(Config, facts.get("config"), where="config") for facts in (then, now))
     free = set(FREE)
     if old.optim.schedule == new.optim.schedule == "constant":
         free.add("run.iterations")
@@ -140,17 +152,19 @@ def _unrecorded(path: Path) -> list[int]:
     """Steps that Orbax finished, without a record: lost, or of a version that made none."""
     found = path.iterdir() if path.is_dir() else ()
     return [
-        int(folder.name)
+        step
         for folder in found
-        if folder.name.isdecimal()
+        if (step := manifest.step_of(folder)) is not None
+        and folder.name == str(step)
         and (folder / manifest.ITEM / "_METADATA").is_file()
-        and not manifest.marker_path(path, int(folder.name)).exists()
+        and not manifest.marker_path(path, step).exists()
     ]
 
 
 def strangers(path: Path) -> list[str]:
     """Names under `path` that are no checkpoint's, unfinished and put aside ones included."""
     mine = {*manifest.steps(path), *_unrecorded(path)}
+    mine |= {step for p in path.glob("*.unfinished") if (step := manifest.step_of(p)) is not None}
     known = {name for step in mine for name in (str(step), f"{step}.json", f"{step}.unfinished")}
     found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     return [name for name in found if name not in known and ASIDE not in name]

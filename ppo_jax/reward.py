@@ -85,6 +85,7 @@ def combine_scores(
         valid_B &= jnp.isfinite(parts[name])
     if on_error == "abort":
         return Scores(sequence_B, token_BT, parts)
+    valid_B &= jnp.isfinite(sequence_B + token_BT.sum(axis=1))  # of finite parts, too
     sequence_B = jnp.where(valid_B, sequence_B, 0.0)
     return Scores(sequence_B, jnp.where(valid_B[:, None], token_BT, 0.0), parts, valid_B)
 

@@ -71,7 +71,8 @@ def _run(source: Source) -> str | None:
 
 
 def _folder(folder: Path) -> str:
-    return _sha256(json.dumps([[p.name, _probe(p)] for p in sorted(folder.glob("*.safetensors"))]))
+    files = [*folder.glob("*.safetensors"), *folder.glob("*config.json")]
+    return _sha256(json.dumps([[path.name, _probe(path)] for path in sorted(files)]))
 
 
 def _probe(path: Path) -> str:
@@ -92,10 +93,8 @@ def _reward(path: Path) -> str | None:
     if not path.is_file():
         return None
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    is_base = lambda node: (
-        isinstance(node, ast.Assign)
-        and "BASE" in [target.id for target in node.targets if isinstance(target, ast.Name)]
-    )
+    targets = lambda node: getattr(node, "targets", [getattr(node, "target", None)])
+    is_base = lambda node: "BASE" in [getattr(target, "id", None) for target in targets(node)]
     is_text = lambda node: isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return _sha256("".join(ast.dump(n) for n in tree.body if not is_base(n) and not is_text(n)))
 

@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from ppo_jax.config import Config, RunOptions
-from ppo_jax.config_io import write_atomic
 from ppo_jax.errors import ConfigError, DataError, StorageError
+from ppo_jax.storage import as_path, write_atomic
 
 BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "transformers")
@@ -42,12 +42,10 @@ class RunFolder(NamedTuple):
 
 def run_path(run: RunOptions, experiment: str) -> Path:
     """`<dir>/<experiment>/<cell>/seed<k>`; ConfigError if a part is not one folder's name."""
-    if "://" in run.dir:
-        raise ConfigError(f"run.dir={run.dir}: must be a local folder")
     for key, name in (("the experiment's name", experiment), ("run.cell", run.cell)):
         if name in ("", ".", "..") or "/" in name or os.sep in name:
             raise ConfigError(f"{key}={name!r}: must be the name of one folder, without a slash")
-    return Path(run.dir).expanduser() / experiment / run.cell / f"seed{run.seed}"
+    return as_path(run.dir, "run.dir").expanduser() / experiment / run.cell / f"seed{run.seed}"
 
 
 def run_folder(root: Path) -> RunFolder:
@@ -128,7 +126,7 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     and line of anything else that is not such an object.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8", errors="replace")
+        text = as_path(path).read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     rows = []

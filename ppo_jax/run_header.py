@@ -23,6 +23,15 @@ def _sampler(config: Config) -> str:
     return f", sampled from 8-bit weights, their gap {corrected}"
 
 
+def _data(run: Run) -> str:
+    """The data set, and what became of rows that are not as they should be."""
+    data, wanted = run.dataset, run.config.prompts_per_batch
+    counts = {"skipped": data.skipped, "dropped": data.dropped, "truncated": data.truncated}
+    said = "".join(f", {count} {name}" for name, count in counts.items())
+    again = f"; fewer than the {wanted} of a batch: repeated" if len(data.prompts) < wanted else ""
+    return f"{data.path}: {len(data.prompts)} prompts of at most {run.width} tokens{said}{again}"
+
+
 def header_facts(run: Run, folder: RunFolder, experiment: Experiment, state: TrainState) -> dict:
     config = run.config
     count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -33,8 +42,7 @@ def header_facts(run: Run, folder: RunFolder, experiment: Experiment, state: Tra
         f"{_adapters(config.model.lora)}, {config.model.compute_dtype}, "
         f"{config.model.critic} critic",
         "reward": ", ".join(f"{part.weight:g} x {part.name}" for part in run.parts),
-        "data": f"{run.dataset.path}: {len(run.dataset.prompts)} prompts of at most {run.width} "
-        f"tokens, {run.dataset.dropped} dropped, {run.dataset.truncated} truncated",
+        "data": _data(run),
         "batch": f"{config.rollout.batch_size} sequences, at most "
         f"{config.rollout.max_new_tokens} new tokens{_sampler(config)}",
         "devices": f"{run.setup.mesh.size} x {device.device_kind} ({device.platform})",

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import jax
 
-from ppo_jax import checkpoint, console, freed_memory, lock
+from ppo_jax import checkpoint, console, freed_memory, lock, storage
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.config import Config
 from ppo_jax.config_io import load_config, save_config
-from ppo_jax.errors import Preempted, StorageError
+from ppo_jax.errors import DataError, Preempted, StorageError
 from ppo_jax.experiment import Experiment
-from ppo_jax.hf_folder import whole_folder
+from ppo_jax.hf_folder import CONFIG, whole_folder
 from ppo_jax.loading import Source
 from ppo_jax.loop import iterate
-from ppo_jax.metrics import open_metrics, read_metrics
+from ppo_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
 from ppo_jax.restore import abstract_like, restore
@@ -58,7 +58,7 @@ def train(
     folder = make_folder(config, experiment.name)
     with ExitStack() as stack:
         if is_writer():
-            stack.enter_context(lock.hold(folder.root))
+            _hold(stack, folder)
         config = _as_begun(config, experiment.name)
         opened = open_run_of(config, experiment.reward, read_dataset)
         config = opened.config
@@ -67,7 +67,9 @@ def train(
         saver = stack.enter_context(checkpoint.open_saver(folder.checkpoints, keep, facts))
         preemption.durable = lambda: saver.durable
         preemption.settle = lambda seconds: checkpoint.settle(saver, seconds)
+        clock = time.monotonic()
         start = saver.durable = find_start(folder.checkpoints, facts, args, console.warn)
+        checking = time.monotonic() - clock
         if start is not None and start >= config.run.iterations:
             print(f"{folder.root}: already complete at iteration {start}, nothing to do")
             return
@@ -79,26 +81,35 @@ def train(
         run = run._replace(call_host=call_host)
         freed_memory.give_back(caches=True)
         console.show_header(header_facts(run, folder, experiment, state))
-        state = _resume(folder, state, start)
+        state = _resume(folder, state, start, checking)
         log = stack.enter_context(open_metrics(folder))
         write_status(folder, "running", start or 0)
-        with _said_in_status(folder):
+        with _said_in_status(folder, log):
             iterate(run, folder, state, frozen, saver, log, preemption, start or 0)
             checkpoint.wait(saver)
     write_status(folder, "done", config.run.iterations)
     console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
 
 
+def _hold(stack: ExitStack, folder: RunFolder) -> None:
+    """The run folder is this run's, and what it logs is there at the end."""
+    stack.enter_context(lock.hold(folder.root))
+    stack.enter_context(storage.published(folder.root))
+    if storage.on_gcs(folder.root):
+        console.warn(f"{folder.root}: nothing keeps a run on another machine out of this folder")
+
+
 @contextlib.contextmanager
-def _said_in_status(folder: RunFolder):
+def _said_in_status(folder: RunFolder, log: MetricsLog):
     """An error on its way out leaves its name in `status.json`."""
     try:
         yield
     except BaseException as error:
-        done = sum(1 for _ in read_metrics(folder.metrics))
         status = "preempted" if isinstance(error, Preempted) else "failed"
         # What cannot be written there is said on the screen all the same.
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, DataError):
+            log.sync()
+            done = sum(1 for _ in read_metrics(folder.metrics))
             write_status(folder, status, done, error=f"{type(error).__name__}: {error}")
         raise
 
@@ -109,7 +120,7 @@ def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, o
     options = opened.config.reward
     if options.workers == 0 or all(part.host is None for part in opened.parts):
         return None
-    log = folder.root / "reward.log"
+    log = storage.to_append(folder.root / "reward.log")
     return stack.enter_context(open_pool(experiment.path, log, options)).call
 
 
@@ -123,18 +134,22 @@ def _describe(folder: RunFolder, opened: Opened) -> None:
     _keep_tokenizer(folder, source, config)
 
 
-def _resume(folder: RunFolder, state: TrainState, start: int | None) -> TrainState:
+def _resume(folder: RunFolder, state: TrainState, start: int | None, checking: float) -> TrainState:
     """The state of the checkpoint `start`, and the logs cut back to it; a new run for None."""
     if start is not None:
-        state = restore(folder.checkpoints, start, abstract_like(state))
-        print(f"{folder.root}: resumed at iteration {start}")
+        clock = time.monotonic()
+        state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
+        print(
+            f"{folder.root}: resumed at iteration {start} (files checked in {checking:.1f} s, "
+            f"restored in {time.monotonic() - clock:.1f} s)"
+        )
     reconcile(folder, start or 0)
     return state
 
 
 def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
     """Tokenizer and model config go with the run, which can then be used without its origin."""
-    if folder.tokenizer.is_dir():
+    if (folder.tokenizer / CONFIG).is_file():
         return
     with whole_folder(folder.tokenizer) as new:
         save_beside(new, source.config, source.tokenizer, "float32", origin=source.files)

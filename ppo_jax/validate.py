@@ -218,6 +218,11 @@ def _reward(config: Config) -> Mistakes:
             "reward.overlong_buffer",
             f"must not pass rollout.max_new_tokens; nearest valid: {longest}",
         )
+    if config.reward.row_timeout is not None and config.reward.workers == 0:
+        yield (
+            "reward.row_timeout",
+            "reward.workers=0 runs rewards in this process, without a limit; nearest valid: None",
+        )
     if config.ppo.bootstrap_truncated and config.reward.drop_truncated:
         yield (
             "ppo.bootstrap_truncated",

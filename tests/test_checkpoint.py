@@ -1,7 +1,9 @@
-"""Checkpoints: exact round trips, donation right after a save, and errors in one line."""
+"""Checkpoints: exact round trips, donation right after a save, what is kept, errors in one line."""
 
+import contextlib
 import functools
-import resource
+import gc
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +12,10 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ppo_jax.checkpoint import (
-    abstract_like,
-    latest_step,
-    open_manager,
-    restore,
-    restore_params,
-    save,
-)
+from ppo_jax import manifest
+from ppo_jax.checkpoint import open_saver, put_aside, save, wait
 from ppo_jax.errors import CheckpointError, StorageError
+from ppo_jax.restore import abstract_like, restore, restore_params
 from ppo_jax.types import ScoreMoments, TrainState
 
 ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
@@ -70,35 +67,74 @@ def assert_same(left, right):
     jax.tree.map(np.testing.assert_array_equal, to_numpy(left), to_numpy(right))
 
 
+@contextlib.contextmanager
+def no_late_garbage():
+    """What a failure leaves in Orbax is destroyed here, and not while pytest parses a source.
+
+    asyncio logs a traceback for each task destroyed, for which Python 3.11 parses a source too: if
+    one happens within the other it raises SystemError, and pytest ends with an INTERNALERROR.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _no_late_garbage():
+    with no_late_garbage():
+        yield
+
+
+def names(path):
+    return sorted(child.name for child in path.iterdir())
+
+
+def parts(*steps):
+    """What lies in a folder that holds these steps and nothing else."""
+    return sorted(name for step in steps for name in (f"{step}", f"{step}.json"))
+
+
 @pytest.mark.parametrize("critic", [True, False])
 @pytest.mark.parametrize("ref", [True, False])
 def test_round_trip(tmp_path, critic, ref):
-    state = make_state(critic=critic, ref=ref)
-    with open_manager(tmp_path / "ck", keep=2) as manager:
-        assert latest_step(manager) is None
-        save(manager, 3, state)
-        assert latest_step(manager) == 3
-    with open_manager(tmp_path / "ck", keep=2, read_only=True) as manager:
-        back = restore(manager, 3, abstract_like(state))
+    state, path = make_state(critic=critic, ref=ref), tmp_path / "new" / "ck"
+    with open_saver(path, keep=2) as saver:
+        assert manifest.latest_step(path) is saver.durable is None
+        save(saver, 3, state)
+        wait(saver)
+        assert manifest.latest_step(path) == saver.durable == 3 and saver.seconds > 0
+    assert names(path) == parts(3)
+    back = restore(path, 3, abstract_like(state))
     assert_same(back, state)
     assert type(back) is TrainState and type(back.moments) is ScoreMoments
     assert back.key.dtype == state.key.dtype
-    params = restore_params(tmp_path / "ck")
+    params = restore_params(path)
     assert_same(params, state.params)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
+
+
+def test_a_relative_path_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state, path = make_state(), Path("ck")
+    with open_saver(path, keep=2) as saver:
+        save(saver, 1, state)
+    assert_same(restore(path, 1, abstract_like(state)), state)
+    assert_same(restore_params(path), state.params)
 
 
 def test_shardings_are_those_asked_for(tmp_path):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     replicated = NamedSharding(mesh, PartitionSpec())
     state = jax.device_put(make_state(), replicated)
-    with open_manager(tmp_path, keep=1) as manager:
-        save(manager, 0, state)
-        manager.wait_until_finished()
-        back = restore(manager, 0, abstract_like(state))
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
-        on_one = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
-        moved = restore(manager, 0, jax.tree.map(on_one, state))
+    with open_saver(tmp_path, keep=1) as saver:
+        save(saver, 0, state)
+    back = restore(tmp_path, 0, abstract_like(state))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
+    on_one = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+    moved = restore(tmp_path, 0, jax.tree.map(on_one, state))
     assert all(leaf.sharding == replicated for leaf in jax.tree.leaves(back))
     assert all(leaf.sharding == one for leaf in jax.tree.leaves(moved))
     assert_same(back, state)
@@ -107,16 +143,15 @@ def test_shardings_are_those_asked_for(tmp_path):
 
 def test_donating_right_after_a_save_is_safe(tmp_path):
     state, kept = make_state(width=20_000), {}
-    with open_manager(tmp_path, keep=3) as manager:
+    with open_saver(tmp_path, keep=3) as saver:
         for step in range(3):
             kept[step] = to_numpy(state)
-            save(manager, step, state)
+            save(saver, step, state)
             for _ in range(3):  # writes into the buffers being saved, if anything does
                 state = donating_step(state)
         abstract = abstract_like(state)
-    with open_manager(tmp_path, keep=3, read_only=True) as manager:
-        for step, expected in kept.items():
-            assert_same(to_numpy(restore(manager, step, abstract)), expected)
+    for step, expected in kept.items():
+        assert_same(to_numpy(restore(tmp_path, step, abstract)), expected)
 
 
 def test_resumed_equals_uninterrupted(tmp_path):
@@ -126,77 +161,65 @@ def test_resumed_equals_uninterrupted(tmp_path):
     state = make_state()
     for _ in range(3):
         state = donating_step(state)
-    with open_manager(tmp_path, keep=2) as manager:
-        save(manager, 3, state)
-    with open_manager(tmp_path, keep=2) as manager:
-        state = restore(manager, latest_step(manager), abstract_like(make_state()))
+    with open_saver(tmp_path, keep=2) as saver:
+        save(saver, 3, state)
+    with open_saver(tmp_path, keep=2) as saver:
+        assert saver.durable == 3
+        state = restore(saver.path, 3, abstract_like(make_state()))
         for _ in range(3):
             state = donating_step(state)
-        save(manager, 6, state)
+        save(saver, 6, state)
     assert_same(state, straight)
 
 
 def test_newest_are_kept(tmp_path):
     states = [make_state(seed) for seed in range(5)]
-    with open_manager(tmp_path, keep=2) as manager:
+    with open_saver(tmp_path, keep=2) as saver:
         for step, state in enumerate(states):
-            save(manager, step, state)
-        save(manager, 4, states[0])  # there already: left alone
+            save(saver, step, state)
+        save(saver, 4, states[0])  # there already: left alone
         with pytest.raises(StorageError, match="step 1 comes before.*step 4"):
-            save(manager, 1, states[1])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+            save(saver, 1, states[1])
+    assert names(tmp_path) == parts(3, 4)
     assert_same(restore_params(tmp_path), states[4].params)
     assert_same(restore_params(tmp_path, 3), states[3].params)
 
 
-def test_stale_temporary_folders_go(tmp_path):
-    (tmp_path / "7.orbax-checkpoint-tmp").mkdir()
-    with open_manager(tmp_path, keep=2) as manager:
-        assert latest_step(manager) is None
-        save(manager, 1, make_state())
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_error_in_the_run_still_saves_and_comes_out(tmp_path, error):
-    state = make_state()
-    with pytest.raises(error, match="mine"), open_manager(tmp_path, keep=2) as manager:
-        save(manager, 2, state)
-        raise error("mine")
-    assert_same(restore_params(tmp_path, 2), state.params)
+@pytest.mark.parametrize(
+    "goodness, keep, left",
+    [
+        ((1.0, 3.0, 2.0, 0.0), 1, (1, 3)),
+        ((-1.0, -3.0, None, -2.0), 1, (0, 3)),
+        ((1.0, 2.0, 3.0, 4.0), 2, (2, 3)),
+        ((NAN, 1.0, None, 0.5), 1, (1, 3)),  # of NaN it cannot be said that it is better
+        ((0.0, INF, -INF, None), 1, (0, 3)),
+        ((NAN, None, NAN, None), 2, (2, 3)),
+    ],
+)
+def test_the_best_is_kept_beside_the_newest(tmp_path, goodness, keep, left):
+    for step, how_good in enumerate(goodness):  # each by a process of its own: the files know
+        with open_saver(tmp_path, keep) as saver:
+            save(saver, step, make_state(), goodness=how_good)
+    assert names(tmp_path) == parts(*left)
 
 
-def test_a_save_that_fails_is_a_storage_error(tmp_path, capfd):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    state = make_state(width=50_000)
-    try:
-        with pytest.raises(StorageError, match="not saved") as raised:
-            with open_manager(tmp_path / "a", keep=2) as manager:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-                save(manager, 1, state)
-        with (
-            pytest.raises(StorageError, match="step 2"),
-            open_manager(tmp_path / "b", 2) as manager,
-        ):
-            save(manager, 1, state)
-            save(manager, 2, state)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(raised.value) and raised.value.exit_code == 6
-    assert capfd.readouterr().err == ""
-
-
-def test_a_save_that_vanishes_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match="step 1 is not there"):
-        with open_manager(tmp_path, keep=2) as manager:
-            save(manager, 1, make_state())
-            manager.wait_until_finished()
-            (tmp_path / "1").rename(tmp_path / "elsewhere")
+def test_put_aside_twice(tmp_path):
+    for number in range(2):
+        with open_saver(tmp_path, keep=2) as saver:
+            save(saver, 6, make_state(number))
+        aside = put_aside(tmp_path, 6)
+        assert aside.name == ("6.corrupt", "6.corrupt-2")[number]
+        assert manifest.latest_step(tmp_path) is None and names(aside) == parts(6)
+        assert_same(restore_params(aside), make_state(number).params)  # nothing of it is lost
+    assert names(tmp_path) == ["6.corrupt", "6.corrupt-2"]
 
 
 def refused(path, step, abstract):
-    with pytest.raises(CheckpointError) as raised, open_manager(path, 2, read_only=True) as manager:
-        restore(manager, step, abstract)
+    with pytest.raises(CheckpointError) as raised:
+        restore(path, step, abstract)
     message = str(raised.value)
     assert "\n" not in message and str(path) in message and f"step {step}" in message
     return message
@@ -204,8 +227,8 @@ def refused(path, step, abstract):
 
 def test_a_state_that_does_not_fit_names_the_tensor(tmp_path):
     state = make_state()
-    with open_manager(tmp_path, keep=2) as manager:
-        save(manager, 1, state)
+    with open_saver(tmp_path, keep=2) as saver:
+        save(saver, 1, state)
     wider = abstract_like(make_state(width=5))
     message = refused(tmp_path, 1, wider)
     assert "opt_state.policy.1.mu.embed is float32[4], this run needs float32[5]" in message
@@ -218,21 +241,30 @@ def test_a_state_that_does_not_fit_names_the_tensor(tmp_path):
 
 def test_unreadable_checkpoints(tmp_path):
     abstract = abstract_like(make_state())
-    with pytest.raises(CheckpointError, match="nowhere"):
-        restore_params(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        restore_params(tmp_path)
-    with open_manager(tmp_path, keep=2) as manager:
-        save(manager, 1, make_state())
-    assert "there: 1" in refused(tmp_path, 5, abstract)
+    for nothing in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CheckpointError, match=f"{nothing}: no checkpoint; there: none"):
+            restore_params(nothing)
+    with open_saver(tmp_path, keep=2) as saver:
+        save(saver, 1, make_state())
+    refused(tmp_path, 5, abstract)
     with pytest.raises(CheckpointError, match="no checkpoint of step 5; there: 1"):
         restore_params(tmp_path, 5)
     for data in (tmp_path / "1" / "state").glob("**/d/*"):
         data.write_bytes(b"")
     refused(tmp_path, 1, abstract)
-    with pytest.raises(CheckpointError, match="step 1 cannot be restored"):
+    with pytest.raises(CheckpointError, match="has 0 bytes"):
         restore_params(tmp_path)
-    (tmp_path / "1" / "state" / "_METADATA").write_text("{")
-    refused(tmp_path, 1, abstract)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="Orbax gives None for a broken tree")
+@pytest.mark.parametrize("pattern, content", [("**/d/*", ""), ("_METADATA", "{")])
+def test_files_that_were_written_broken(tmp_path, pattern, content):
+    """Their hashes are right, as the disk had lost them before they were read back."""
+    with open_saver(tmp_path, keep=2) as saver:
+        save(saver, 1, make_state())
+    for file in (tmp_path / "1" / "state").glob(pattern):
+        file.write_text(content)
+    manifest.write_record(tmp_path, 1, {})
+    refused(tmp_path, 1, abstract_like(make_state()))
     with pytest.raises(CheckpointError, match="step 1 cannot be restored"):
         restore_params(tmp_path)

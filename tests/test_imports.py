@@ -13,7 +13,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors xla_flags freed_memory faults preemption
+    errors text gcs storage xla_flags freed_memory faults preemption
     chips config types masked ranges arguments config_io validate_model validate
     sharding
     tokenizer jsonl data
@@ -26,7 +26,8 @@ ORDER = """
     gae estimators
     losses gradients optimizer update
     trunks passes step_metrics step
-    run_folder lock metrics console profile manifest restore checkpoint loading evaluate experiment
+    run_folder lock metrics alarms console profile manifest restore checkpoint
+    loading evaluate experiment reward_process
     prepare programs run_header run_facts resume samples loop train
     workload ceilings phase_times memory_layers memory abstract_step plan_advice plan_report plan
     bench_report bench

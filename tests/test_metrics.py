@@ -1,9 +1,11 @@
 """The run folder and its logs: strict lines, each step once, errors that name the path."""
 
+import errno
 import json
 import math
 import os
 import resource
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,6 @@ import numpy as np
 import pytest
 
 from ppo_jax.config import Config, RunOptions, replace
-from ppo_jax.config_io import load_config
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.metrics import (
     first_and_last,
@@ -22,7 +23,7 @@ from ppo_jax.metrics import (
     to_host,
 )
 from ppo_jax.run_folder import (
-    open_run,
+    make_folder,
     reconcile,
     run_folder,
     run_path,
@@ -137,7 +138,7 @@ def test_other_processes_write_nothing(folder, monkeypatch):
         log.write_samples(0, [{"prompt": ""}])
     write_status(folder, "running", 0)
     write_env(folder, {})
-    open_run(config_in(folder.root / "runs"), "exp")
+    make_folder(config_in(folder.root / "runs"), "exp")
     assert list(folder.root.iterdir()) == []
 
 
@@ -170,47 +171,35 @@ def test_run_path():
         run_path(RunOptions(dir="gs://bucket"), "sentiment")
 
 
-def test_open_run_again(tmp_path):
-    config = config_in(tmp_path)
-    folder = open_run(config, "exp")
-    assert folder.root == tmp_path / "exp" / "base" / "seed0"
-    assert load_config(folder.config) == config
-    longer = replace(config, **{"run.iterations": 7, "run.keep": 9, "run.progress": False})
-    assert open_run(longer, "exp") == folder
-    assert load_config(folder.config) == longer
-    other = replace(config, **{"hparams.lam": 0.5, "ppo.epochs": 2})
-    (folder.checkpoints / "3").mkdir(parents=True)
-    with pytest.raises(ConfigError) as raised:
-        open_run(other, "exp")
-    for word in ("hparams.lam: 0.95 -> 0.5", "ppo.epochs: 4 -> 2", "--run.cell", "--run.dir"):
-        assert word in str(raised.value)
-    assert "run.iterations" not in str(raised.value)
-    assert load_config(folder.config) == longer
-    assert open_run(replace(other, **{"run.cell": "b"}), "exp").root != folder.root
+def test_the_folder_is_made_and_found_again(tmp_path):
+    config = config_in(tmp_path / "new" / "runs")
+    folder = make_folder(config, "exp")
+    assert folder.root == tmp_path / "new" / "runs" / "exp" / "base" / "seed0"
+    assert list(folder.root.iterdir()) == []
+    folder.metrics.write_text("mine")
+    assert make_folder(config, "exp") == folder and folder.metrics.read_text() == "mine"
+    assert make_folder(replace(config, **{"run.cell": "b"}), "exp").root != folder.root
 
 
-def test_without_a_checkpoint_the_config_may_change(tmp_path):
-    """A run that failed before its first save is started anew once its config is put right."""
-    folder = open_run(config_in(tmp_path), "exp")
-    corrected = replace(config_in(tmp_path), **{"ppo.epochs": 2})
-    assert open_run(corrected, "exp") == folder
-    assert load_config(folder.config) == corrected
-
-
-def test_iterations_matter_to_a_schedule(tmp_path):
-    config = config_in(tmp_path, **{"optim.schedule": "linear"})
-    (open_run(config, "exp").checkpoints / "3").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="run.iterations"):
-        open_run(replace(config, **{"run.iterations": 7}), "exp")
-
-
-def test_folder_that_cannot_be_used(tmp_path, monkeypatch):
+def test_a_path_that_cannot_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file"):
-        open_run(config_in(tmp_path / "file"), "exp")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # modes do not bind the superuser
-    with pytest.raises(ConfigError, match="seed0: not writable"):
-        open_run(config_in(tmp_path), "exp")
+    for wrong in ("file", "file/below", "x" * 300):
+        with pytest.raises(ConfigError, match="run folder .*; set another --run.dir") as raised:
+            make_folder(config_in(tmp_path / wrong), "exp")
+        assert wrong in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["mkdir", "touch"])
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, method):
+    """As on a file system that is only to be read; modes do not bind the superuser."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(StorageError, match="seed0: cannot be made or written .Read-only") as raised:
+        make_folder(config_in(tmp_path), "exp")
+    assert "--run.dir" in str(raised.value) and raised.value.exit_code == 6
 
 
 def test_env_and_status(folder):

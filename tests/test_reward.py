@@ -227,7 +227,9 @@ def test_rewards_match_float64_numpy(kl_in, whiten, kl_coef):
         real_BT = rollout.mask_BT > 0
         score_B, token_BT = float32(rng, B), jnp.where(real_BT, float32(rng, B, T), 0.0)
         kl_BT = jnp.where(real_BT, float32(rng, B, T), jnp.nan)  # never read where masked
-        rewards_BT = shape_rewards(options, score_B, token_BT, kl_BT, jnp.float32(kl_coef), rollout)
+        rewards_BT = shape_rewards(
+            options, score_B, token_BT, kl_BT, jnp.float32(kl_coef), rollout, rollout.mask_BT
+        )
         assert rewards_BT.dtype == jnp.float32
         expected_BT = slow_rewards(
             options, *as_float64((score_B, token_BT, kl_BT)), kl_coef, np.asarray(rollout.lengths_B)
@@ -240,7 +242,9 @@ def test_rewards_of_a_row_sum_to_its_score_less_its_kl():
     rollout = make_rollout(rng)
     score_B, kl_BT = float32(rng, B), float32(rng, B, T)
     zeros_BT = jnp.zeros((B, T))
-    rewards_BT = shape_rewards(RewardOptions(), score_B, zeros_BT, kl_BT, 0.2, rollout)
+    rewards_BT = shape_rewards(
+        RewardOptions(), score_B, zeros_BT, kl_BT, 0.2, rollout, rollout.mask_BT
+    )
     expected_B = score_B - 0.2 * jnp.sum(kl_BT * rollout.mask_BT, axis=1)
     np.testing.assert_allclose(rewards_BT.sum(axis=1), expected_B, atol=1e-5)
 

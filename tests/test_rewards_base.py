@@ -7,9 +7,11 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from ppo_jax.errors import ConfigError, RewardError
-from ppo_jax.rewards.base import DeviceReward, check_columns, host_scores, parse_rewards
+from ppo_jax.rewards import host
+from ppo_jax.rewards.base import DeviceReward, check_columns, parse_rewards
 
 PROMPTS = ["first prompt", "second " + "x" * 200, [{"role": "user", "content": "third"}]]
 RESPONSES = ["a", "bb", "ccc"]
@@ -25,7 +27,8 @@ def length(prompts, responses):
 
 def call(function, columns=None):
     (part,) = parse_rewards(function)
-    return host_scores(part, PROMPTS, RESPONSES, {} if columns is None else columns)
+    rows = host.Rows([0, 1, 2], PROMPTS, RESPONSES, {} if columns is None else columns)
+    return host.call(part, rows).scores
 
 
 def returning(value):
@@ -37,11 +40,12 @@ def returning(value):
 
 def test_parses_each_kind():
     own = DeviceReward("own", lambda rollout, columns, tables: tables, lambda tokenizer, size: size)
-    device, host, given = parse_rewards([on_device, (0.5, length), (np.float32(-2), own)])
+    device, python, given = parse_rewards([on_device, (0.5, length), (np.float32(-2), own)])
     assert (device.name, device.weight, device.host) == ("on_device", 1.0, None)
     assert device.device.make_tables(None, 7) == ()
     assert device.device.fn(None, {"bonus": 3}, ()) == 3
-    assert (host.name, host.weight, host.device, host.host) == ("length", 0.5, None, length)
+    assert (python.name, python.weight) == ("length", 0.5)
+    assert (python.device, python.host) == (None, length)
     assert (given.name, given.weight, given.device) == ("own", -2.0, own)
     for single in (own, on_device, length):
         assert len(parse_rewards(single)) == 1
@@ -111,11 +115,12 @@ def test_columns_are_passed_by_keyword():
     assert sorted(seen["rest"]) == ["answer", "level"]
 
     (part,) = parse_rewards(some)
-    for check in (lambda: check_columns(part, ["level"]), lambda: call(some, {"level": [1] * 3})):
-        with pytest.raises(ConfigError, match=r"reward some: `answer` .*columns: level"):
-            check()
+    with pytest.raises(ConfigError, match=r"reward some: `answer` .*columns: level"):
+        check_columns(part, ["level"])
     with pytest.raises(ConfigError, match="columns: none"):
         check_columns(part, {})
+    with pytest.raises(RewardError, match=r"reward some raised on .*TypeError: .*'answer'"):
+        call(some, {"level": [1, 2, 3]})  # had nobody checked
     check_columns(part, columns)
     check_columns(parse_rewards(on_device)[0], {})
 
@@ -128,6 +133,8 @@ def test_columns_are_passed_by_keyword():
         np.array([0.0, 1.5, -2.0]),
         jnp.array([0.0, 1.5, -2.0], jnp.bfloat16),
         [np.float64(0), jnp.float32(1.5), Fraction(-2)],
+        torch.tensor([0.0, 1.5, -2.0]),
+        [torch.tensor(0.0), 1.5, torch.tensor(-2)],
     ],
 )
 def test_numbers_of_any_kind(value):
@@ -158,15 +165,17 @@ def test_bools_and_dicts():
         ([0, np.ones(1), 0], ["row 1", "ndarray"]),
         (np.array([0, np.nan, 0]), ["row 1", "'nan'"]),
         ([1.0, 2.0], ["2 values for 3 rows", "row 2", "third"]),
-        ([1.0] * 4, ["4 values for 3 rows"]),
+        ([1.0] * 4, ["4 values for 3 rows", "row 0", "first prompt"]),
         ([], ["0 values for 3 rows", "row 0"]),
-        (np.ones((3, 1)), ["shape (3, 1)", "(3,)"]),
+        (np.ones((3, 1)), ["shape (3, 1)", "3 rows", "row 0", "first prompt", "(3,)"]),
         (jnp.ones(4), ["shape (4,)", "(3,)"]),
-        (None, ["returned NoneType", "list of 3 numbers"]),
+        (torch.ones(3, requires_grad=True), ["returned a Tensor", "requires grad"]),
+        ([0, torch.ones((), requires_grad=True), 0], ["row 1", "Tensor"]),
+        (None, ["returned NoneType", "row 0", "first prompt", "list of 3 numbers"]),
         (1.0, ["returned float", "list of 3 numbers"]),
         ("abc", ["returned str", "list of 3 numbers"]),
         ({1.0, 2.0, 3.0}, ["returned set"]),
-        ({}, ["empty dict"]),
+        ({}, ["empty dict", "row 0", "first prompt"]),
         ({"good": [0] * 3, "bad": [0, math.nan, 0]}, ["reward reward/bad, row 1", "second"]),
         ({"bad": None}, ["reward reward/bad returned NoneType"]),
     ],
@@ -195,5 +204,5 @@ def test_a_reward_that_raises_names_the_row():
             raise ValueError("two\nlines")
         return [0.0]
 
-    with pytest.raises(RewardError, match="batch of 3 rows .*ValueError: two lines$"):
+    with pytest.raises(RewardError, match="batch of 3 rows.*first prompt.*ValueError: two lines$"):
         call(whole)

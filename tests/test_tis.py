@@ -77,7 +77,12 @@ def test_the_step_weights_its_whitened_advantages(cap, factor):
     scored = Scored(old, values, None, old, None, None)
     learnt = lambda cap: (
         training_rows(
-            built.setup, replace(BASE, **{"hparams.tis_cap": cap}).hparams, rewards, scored, rollout
+            built.setup,
+            replace(BASE, **{"hparams.tis_cap": cap}).hparams,
+            rewards,
+            scored,
+            rollout,
+            mask,
         ).advantages_BT
     )
     assert abs(float((learnt(None) * mask).sum())) < 1e-4 and np.abs(learnt(None)).max() > 0.5

@@ -30,6 +30,7 @@ CONFIG = replace(
         "run.show_prompts": 0,
         "run.profile_after": 0,
         "run.compile_cache": None,
+        "reward.workers": 0,  # rewards here are functions of the test
         "run.progress": False,
         "hparams.learning_rate": 1e-3,
         "hparams.kl_target": 0.1,

@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ppo_jax.errors import RewardError, one_line
+from ppo_jax.errors import RewardError
 from ppo_jax.rewards.base import Part, column_parameters, parameters_of
+from ppo_jax.text import one_line
 
 SEEDS = "seeds"  # column a host reward may take: a whole number a row, the same when resumed
 OnError = Literal["abort", "mask"]
@@ -88,9 +89,9 @@ def join(part: Part, pieces: Sequence[HostScores], sizes: Sequence[int]) -> Host
 
     Raises RewardError if pieces have scores of different names.
     """
-    names = next((set(piece.scores) for piece in pieces if piece.scores), set())
+    names = next((list(piece.scores) for piece in pieces if piece.scores), [])
     for piece in pieces:
-        if piece.scores and set(piece.scores) != names:
+        if piece.scores and set(piece.scores) != set(names):
             raise RewardError(
                 f"reward {part.name}: returned the scores {sorted(piece.scores)} for some rows, "
                 f"{sorted(names)} for others; expected the same names for every row"
@@ -122,7 +123,10 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
         what, where = f"{type(error).__name__}: {one_line(error)}", stood_at(rows, at[0])
         raise RewardError(f"reward {part.name} raised on {where}: {what}") from error
     if isinstance(result, dict) and not result:
-        raise RewardError(f"reward {part.name} returned an empty dict; expected a list a key")
+        where = stood_at(rows, -1)
+        raise RewardError(
+            f"reward {part.name} returned an empty dict for {where}; expected a list a key"
+        )
     named = {part.name: result}
     if isinstance(result, dict):
         named = {f"{part.name}/{key}": values for key, values in result.items()}
@@ -140,6 +144,8 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
 def stood_at(rows: Rows, row: int) -> str:
     """The row a function was seen to take last; it may have left the rows behind, or take them
     without Python's iteration."""
+    if len(rows.numbers) == 1:
+        return rows.where(0)
     if 0 <= row < len(rows.numbers):
         return rows.where(row)
     return f"a batch of {len(rows.numbers)} rows, the first of them {rows.where(0)}"
@@ -159,8 +165,8 @@ class Watched(list):
         self.note(-1)
 
     def __getitem__(self, index):
-        if isinstance(index, int) and -len(self) <= index < len(self):
-            self.note(index % len(self))
+        if isinstance(index, int | np.integer) and -len(self) <= index < len(self):
+            self.note(int(index) % len(self))
         return super().__getitem__(index)
 
     def __reduce__(self):  # a reward may hand it to processes of its own
@@ -193,29 +199,40 @@ def _checked(name: str, values: Any, rows: Rows) -> tuple[np.ndarray, dict[int, 
 def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
     size = len(rows.numbers)
     if not isinstance(values, list | tuple) and hasattr(values, "__array__"):
-        array = np.asarray(values)  # numpy, JAX or torch
+        try:
+            array = np.asarray(values)  # numpy, JAX or torch
+        except Exception as error:  # one that is part of a gradient, or not on this device
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise RewardError(
+                f"reward {name} returned a {type(values).__name__} that is no array for "
+                f"{stood_at(rows, -1)}: {what}"
+            ) from error
         # [B, 1] is not let through: it would broadcast against [B].
         if array.shape != (size,):
             raise RewardError(
-                f"reward {name} returned shape {array.shape} for a batch of {size} rows, the first "
-                f"of them {rows.where(0)}; expected ({size},)"
+                f"reward {name} returned shape {array.shape} for {stood_at(rows, -1)}; "
+                f"expected ({size},)"
             )
         values = array.tolist()
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"reward {name} returned {type(values).__name__} {str(values)[:80]!r}; "
-            f"expected a list of {size} numbers, or a dict of such lists"
+            f"reward {name} returned {type(values).__name__} {str(values)[:80]!r} for "
+            f"{stood_at(rows, -1)}; expected a list of {size} numbers, or a dict of such lists"
         )
     if len(values) != size:
-        lacking = f"; none for {rows.where(len(values))}" if len(values) < size else ""
-        raise RewardError(f"reward {name} returned {len(values)} values for {size} rows{lacking}")
+        short = len(values) < size
+        which = f"none for {rows.where(len(values))}" if short else f"the first: {rows.where(0)}"
+        raise RewardError(f"reward {name} returned {len(values)} values for {size} rows; {which}")
     return values
 
 
 def _number(value: Any) -> float | None:
     """As float32 holds it (beyond its range: inf), or None if it is no number."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "__array__"):
-        value = np.asarray(value).item()  # scalars of numpy, JAX or torch
+        try:
+            value = np.asarray(value).item()  # scalars of numpy, JAX or torch
+        except Exception:  # one that is part of a gradient, or not on this device
+            return None
     if not isinstance(value, numbers.Real):
         return None
     with np.errstate(over="ignore"):

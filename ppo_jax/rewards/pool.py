@@ -3,6 +3,7 @@ run beyond its time, and never becomes a score of 0."""
 
 import contextlib
 import json
+import math
 import mmap
 import os
 import select
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,16 @@ from ppo_jax.rewards.worker import MARK
 
 START_SECONDS = 120.0  # to import JAX and the experiment on a busy machine
 STACK_SECONDS = 0.2  # for a process to write where it stands, before it is ended
+END_SECONDS = 1.0  # for a process to be gone, once its pipe has ended
+LOOK_SECONDS = 0.5  # a process that has ended is seen by then, even where its pipe has not
+
+
+class Ended(RewardError):
+    """A process that hung or died at a row of its request; -1: it is not known at which."""
+
+    def __init__(self, message: str, row: int):
+        super().__init__(message)
+        self.row = row
 
 
 class Worker:
@@ -33,9 +45,16 @@ class Worker:
     def __init__(self, experiment: Path, log: Path):
         self.experiment, self.log = experiment, log
         self.process: subprocess.Popen | None = None
+        self.lock, self.over = threading.Lock(), False  # over: it is not started again
 
     def start(self) -> None:
-        """Start the process, which needs seconds until it is ready; `ask` waits for that."""
+        """Start the process, which needs seconds until it is ready; `get_ready` waits for that."""
+        with self.lock:
+            if self.over:
+                raise RewardError("the processes of rewards have been ended")
+            self._start()
+
+    def _start(self) -> None:
         requests, self.requests = os.pipe()
         self.answers, answers = os.pipe()
         os.set_blocking(self.requests, False)
@@ -45,7 +64,7 @@ class Worker:
             inherited = [requests, answers, file.fileno()]
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "ppo_jax.rewards.worker", str(self.experiment)),
+                    *(sys.executable, "-m", "ppo_jax.reward_process", str(self.experiment)),
                     *map(str, inherited),
                 ],
                 # No accelerator: the run's own process has it.
@@ -58,29 +77,40 @@ class Worker:
             )
         os.close(requests)
         os.close(answers)
-        self.unread, self.ready = b"", False
+        self.unread, self.ready, self.began = b"", False, time.monotonic()
 
     def stop(self) -> None:
         """End the process and what it has started."""
-        if self.process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        os.close(self.requests)
-        os.close(self.answers)
-        self.process = None
+        with self.lock:
+            if self.process is None:
+                return
+            self._kill()
+            self.process.wait()
+            os.close(self.requests)
+            os.close(self.answers)
+            self.process = None
+
+    def end(self) -> None:
+        """End the process for good; a thread that asks it something finds it dead."""
+        with self.lock:
+            self.over = True
+            self._kill()
+
+    def _kill(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def ask(
         self, part: Part, rows: Rows, options: RewardOptions, deadline: float, seed: int
     ) -> HostScores:
-        """What `host.call` gives for these rows. Raises RewardError if it raises, is not done by
-        the deadline or ends its process, which is started again when it is needed."""
-        self.get_ready()
+        """What `host.call` gives for these rows, of a process that is ready. Raises RewardError if
+        it raises, `Ended` if it is not done by the deadline or ends its process."""
         # It tries rows one by one if it has to, and must be done with that in time.
         seconds = 0.8 * (deadline - time.monotonic())
-        request = {"reward": part.name, "rows": rows, "seed": seed}
+        request = {"reward": part.name, "rows": rows, "seed": (seed + rows.numbers[0]) % 2**32}
         request |= {"on_error": options.on_error, "seconds": seconds}
+        MARK.pack_into(self.mark, 0, -1)
         try:
             self._write(json.dumps(request).encode() + b"\n", deadline)
             answer = json.loads(self._read(deadline))
@@ -93,26 +123,33 @@ class Worker:
         scores = {name: np.array(x, np.float32) for name, x in answer["scores"].items()}
         return HostScores(scores, dict(answer["failed"]))
 
-    def get_ready(self) -> None:
-        """Wait until the process has imported the experiment, and start one if none is there."""
+    def get_ready(self, deadline: float = math.inf) -> None:
+        """Wait until the process has imported the experiment, and start one if none is there.
+
+        Raises TimeoutError if the deadline comes first: the process goes on starting then.
+        """
         if self.process is None:
             self.start()
-        if not self.ready:
-            try:
-                self._read(time.monotonic() + START_SECONDS)
-            except (TimeoutError, EOFError) as error:
-                self.stop()
-                raise RewardError(
-                    f"{self.experiment}: the process of its reward did not start ({error}; "
-                    f"output: {self.log})"
-                ) from None
-            self.ready = True
+        if self.ready:
+            return
+        latest = self.began + START_SECONDS
+        try:
+            said = json.loads(self._read(min(deadline, latest)))
+            if "raised" in said:
+                raise EOFError(said["raised"])
+        except (TimeoutError, EOFError) as error:
+            if isinstance(error, TimeoutError) and deadline < latest:
+                raise
+            self.stop()
+            raise RewardError(
+                f"{self.experiment}: the process of its reward did not start ({error}; "
+                f"output: {self.log})"
+            ) from None
+        self.ready = True
 
     def _write(self, data: bytes, deadline: float) -> None:
         while data:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([], [self.requests], [], left)[1]:
-                raise TimeoutError
+            self._wait(self.requests, select.POLLOUT, deadline)
             try:
                 data = data[os.write(self.requests, data) :]
             except BrokenPipeError:
@@ -120,9 +157,7 @@ class Worker:
 
     def _read(self, deadline: float) -> bytes:
         while b"\n" not in self.unread:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self.answers], [], [], left)[0]:
-                raise TimeoutError("no sign of life in time")
+            self._wait(self.answers, select.POLLIN, deadline)
             block = os.read(self.answers, 1 << 16)
             if not block:
                 raise EOFError(self._end())
@@ -130,32 +165,51 @@ class Worker:
         line, _, self.unread = self.unread.partition(b"\n")
         return line
 
+    def _wait(self, pipe: int, event: int, deadline: float) -> None:
+        """Until the pipe is ready, or has ended."""
+        assert self.process is not None
+        poll = select.poll()
+        poll.register(pipe, event)
+        while (left := deadline - time.monotonic()) > 0:
+            if poll.poll(1000 * min(left, LOOK_SECONDS)):
+                return
+            # What it has started may hold the pipe open.
+            if self.process.poll() is not None:
+                raise EOFError(self._end())
+        raise TimeoutError("no sign of life in time")
+
     def _end(self) -> str:
         """How the process ended."""
         assert self.process is not None
-        code = self.process.wait()
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe"  # and lives, until it is stopped
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    def _late(self, part: Part, rows: Rows) -> RewardError:
-        where = self._where(rows)
+    def _late(self, part: Part, rows: Rows) -> Ended:
+        row = self._place()
         assert self.process is not None
         self.process.send_signal(signal.SIGUSR1)
         time.sleep(STACK_SECONDS)
         self.stop()
-        return RewardError(
+        return Ended(
             f"reward {part.name} did not answer in time (reward.timeout, reward.row_timeout); it "
-            f"stood at {where}; its process was ended (stack and output: {self.log})"
+            f"stood at {stood_at(rows, row)}; its process was ended (stack and output: {self.log})",
+            row,
         )
 
-    def _died(self, part: Part, rows: Rows, error: EOFError) -> RewardError:
-        where = self._where(rows)
+    def _died(self, part: Part, rows: Rows, error: EOFError) -> Ended:
+        row = self._place()
         self.stop()
-        return RewardError(
-            f"reward {part.name} ended its process ({error}) at {where} (output: {self.log})"
+        return Ended(
+            f"reward {part.name} ended its process ({error}) at {stood_at(rows, row)} "
+            f"(output: {self.log})",
+            row,
         )
 
-    def _where(self, rows: Rows) -> str:
-        return stood_at(rows, MARK.unpack_from(self.mark)[0])
+    def _place(self) -> int:
+        return MARK.unpack_from(self.mark)[0]
 
 
 class Pool:
@@ -172,8 +226,10 @@ class Pool:
 
     def stop(self) -> None:
         for worker in self.workers:
-            worker.stop()
+            worker.end()
         self.threads.shutdown()
+        for worker in self.workers:
+            worker.stop()
 
     def call(self, part: Part, rows: Rows, seed: int) -> HostScores:
         """Scores of a batch. Raises RewardError; with `reward.on_error=mask` rows fail instead."""
@@ -185,27 +241,43 @@ class Pool:
 
     def _share(self, worker: Worker, part: Part, rows: Rows, seed: int) -> HostScores:
         worker.get_ready()
-        deadline, count = time.monotonic() + self.options.timeout, len(rows.numbers)
-        if self.options.row_timeout is None:
+        options, now = self.options, time.monotonic()
+        deadline, failed = now + options.timeout, {}
+        if options.row_timeout is None:
+            # With "mask" there must be time left to ask the rows one by one.
+            some = 1.0 if options.on_error == "abort" else 0.5
             try:
-                return worker.ask(part, rows, self.options, deadline, seed)
-            except RewardError:
-                if self.options.on_error == "abort":
+                return worker.ask(part, rows, options, now + some * options.timeout, seed)
+            except Ended as error:
+                if options.on_error == "abort":
                     raise
-        one = lambda i: self._row(worker, part, rows.pick([i]), deadline, seed + i)
-        return join(part, [one(i) for i in range(count)], [1] * count)
+                if error.row in range(len(rows.numbers)):
+                    failed[error.row] = _failed(rows.pick([error.row]), error)
+        one = lambda i: self._row(worker, part, rows.pick([i]), deadline, seed)
+        pieces = [failed[i] if i in failed else one(i) for i in range(len(rows.numbers))]
+        return join(part, pieces, [1] * len(pieces))
 
     def _row(self, worker: Worker, part: Part, row: Rows, deadline: float, seed: int) -> HostScores:
-        now, limit = time.monotonic(), self.options.row_timeout
-        if now > deadline and self.options.on_error == "mask":
-            return no_time(row)
+        mask, limit = self.options.on_error == "mask", self.options.row_timeout
         try:
-            until = deadline if limit is None else min(deadline, now + limit)
+            worker.get_ready(deadline)
+            now = time.monotonic()
+            left = deadline - now
+            if left <= 0 and mask:
+                return no_time(row)
+            # Without a limit of its own it leaves most for the others, should it hang as well.
+            until = now + min(left, left / 4 if limit is None else limit)
             return worker.ask(part, row, self.options, until, seed)
-        except RewardError as error:
-            if self.options.on_error == "abort":
+        except TimeoutError:
+            return no_time(row)
+        except Ended as error:
+            if not mask:
                 raise
-            return HostScores({}, {row.numbers[0]: str(error)})
+            return _failed(row, error)
+
+
+def _failed(row: Rows, error: RewardError) -> HostScores:
+    return HostScores({}, {row.numbers[0]: str(error)})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,98 @@
+"""Runs on gs://, as a user starts them, against a server on this machine: ended, killed, damaged,
+gone on from, used. The real service is not met by any test."""
+
+import json
+
+import pytest
+
+from faults.launch import assert_same, exact, experiment, finish, here, launch, start
+from gcs_server import BUCKET, gcs, needs_server  # noqa: F401
+from ppo_jax import manifest
+from ppo_jax.run_folder import run_folder
+from ppo_jax.storage import as_path
+
+pytestmark = needs_server
+SIX = {"run__iterations": 6, "run__checkpoint_every": 2}
+TALKS = """
+def talks(prompts, responses, **columns):
+    print("scored", len(responses), flush=True)
+    return [len(response) / 6 for response in responses]
+REWARD = talks
+"""
+
+
+def folder_of(path, runs):
+    return run_folder(as_path(f"{runs}/{path.stem}/base/seed0"))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return experiment(tmp_path_factory.mktemp("case"), **SIX)
+
+
+@pytest.fixture(scope="module")
+def run(gcs, path):
+    """A run that was told to end, killed in a save, and found its newest checkpoint damaged."""
+    begin = lambda **env: start(path, path.parent / "log", "--run.dir", gcs, **env)
+    run = folder_of(path, gcs)
+
+    told = begin(PPO_JAX_FAULT="term@step:2").wait()
+    assert told.code == 75 and "nothing keeps a run on another machine out" in told.err, told.err
+    status = json.loads(run.status.read_text())
+    saved = status["step"]
+    assert status["status"] == "preempted" and manifest.latest_step(run.checkpoints) == saved
+    assert len(exact(run)) == saved
+
+    killed = begin(PPO_JAX_FAULT="kill@save_mid:2").wait()
+    assert killed.code == -9 and f"resumed at iteration {saved}" in killed.out, killed.err
+    unfinished = [p.stem for p in run.checkpoints.glob("*.unfinished")]
+    assert unfinished == [str(len(exact(run)))]  # its lines are there before it is
+    newest = manifest.latest_step(run.checkpoints)
+    assert saved < newest < int(unfinished[0])
+
+    damaged = run.checkpoints / str(newest) / "state" / "_METADATA"
+    damaged.write_text(damaged.read_text() + " ")
+    ended = begin().wait()
+    assert ended.code == 0, ended.err
+    assert f"put aside as {newest}.corrupt, going on from step {saved}" in ended.err
+    aside = run.checkpoints / f"{newest}.corrupt"
+    assert manifest.steps(aside) == [newest] and (aside / str(newest) / "state").is_dir()
+    aside.rmtree()
+    return run
+
+
+def test_it_ends_as_if_nothing_had_been(run, path):
+    whole = finish(path, path.parent / "whole")
+    assert_same(run, whole)
+    assert json.loads(run.status.read_text())["status"] == "done"
+    assert run.env.is_file() and json.loads(run.config.read_text())["run"]["dir"].startswith("gs:")
+
+
+def test_it_is_complete(run, gcs, path):
+    again = launch(path, path.parent / "log", "--run.dir", gcs)
+    assert again.code == 0 and "already complete at iteration 6" in again.out, again.err
+
+
+def test_it_is_used_from_there(run, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "abc"}\n')
+    files = ("--prompts", str(prompts), "--out", str(out), "--max_new_tokens", "4")
+    code, err = here("generate", "--model", str(run.root), *files)
+    assert code == 0 and json.loads(out.read_text())["prompt"] == "abc", err
+    code, err = here("export", "--model", str(run.root), "--out", str(tmp_path / "exported"))
+    assert code == 0 and (tmp_path / "exported" / "model.safetensors").is_file(), err
+    code, err = here("generate", "--model", f"gs://{BUCKET}/nothing", *files)
+    assert code == 2 and "gs://bucket/nothing" in err and err.count("\n") == 1, err
+
+
+def test_what_a_reward_prints_is_there(gcs, tmp_path):
+    one = experiment(tmp_path, name="talks", reward=TALKS, run__iterations=1)
+    ended = launch(one, tmp_path / "log", "--run.dir", gcs)
+    assert ended.code == 0, ended.err
+    assert "scored 8" in (folder_of(one, gcs).root / "reward.log").read_text()
+
+
+def test_a_missing_bucket_is_one_line(gcs, path):
+    ended = launch(path, path.parent / "log", "--run.dir", "gs://nothing-of-that-name")
+    assert ended.code == 6 and len(ended.err.strip().splitlines()) == 1, ended.err
+    assert "gs://nothing-of-that-name/case" in ended.err and "no such bucket" in ended.err
