@@ -7,6 +7,7 @@ with open_saver(folder.checkpoints, keep=2) as saver:
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import math
 import threading
@@ -25,6 +26,7 @@ from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 
 ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
+LATE = (0.05, 0.2, 1.0)  # seconds that writers of a failed save, which nobody can stop, are given
 
 
 @dataclasses.dataclass
@@ -80,7 +82,7 @@ def _close(saver: Saver) -> None:
     with contextlib.suppress(Exception):  # of a save whose error has been reported
         saver.orbax.close()
     gc.collect()  # tasks that failed as well would say so whenever they are collected
-    if is_writer():
+    if is_writer() and saver.finishing is None:  # not interrupted in `wait`
         with contextlib.suppress(OSError):  # then the next start does it
             _finish_removals(saver.path)
 
@@ -215,8 +217,15 @@ def _finish_removals(path: Path) -> None:
 
 def _remove_marked(path: Path, step: int) -> None:
     folder = path / str(step)
-    if folder.is_dir():
-        storage.remove_tree(folder)
+    for pause in (*LATE, None):
+        try:
+            if folder.is_dir():
+                storage.remove_tree(folder)
+            break
+        except OSError as error:  # something came, or went, meanwhile
+            if pause is None or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            time.sleep(pause)
     manifest.marker_path(path, step).unlink(missing_ok=True)
 
 

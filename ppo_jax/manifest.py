@@ -42,7 +42,7 @@ def steps(path: Path) -> list[int]:
 
 def step_of(path: Path) -> int | None:
     """The step that a file's name stands for; None for a name that no step has, as `007.json`."""
-    stem = path.name.partition(".")[0]
+    stem = path.stem
     return int(stem) if stem.isdecimal() and str(int(stem)) == stem else None
 
 

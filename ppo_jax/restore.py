@@ -1,7 +1,9 @@
 """Checkpoints read back: a state as this run lays it out, or the parameters alone."""
 
 import contextlib
+import functools
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,8 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Keep Orbax's logs still: each error in them, told in pages, is raised and reported here."""
+    """Keep Orbax still: each error that it tells in pages is raised too, and reported in a line."""
+    _drop_late_errors()
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -116,3 +119,12 @@ def quiet_orbax() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@functools.cache
+def _drop_late_errors() -> None:
+    """When one read or write of many fails, Orbax closes the event loop that the others still tell
+    of their end, whenever that comes: Python would print a traceback for each."""
+    hook = sys.unraisablehook
+    late = lambda it: it.object is None and str(it.exc_value) == "Event loop is closed"
+    sys.unraisablehook = lambda it: None if late(it) else hook(it)

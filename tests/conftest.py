@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import jax
 import pytest
 
+from gcs_server import gcs  # noqa: F401  a fixture
 from ppo_jax.config import (
     Config,
     DataOptions,

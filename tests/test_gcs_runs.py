@@ -5,14 +5,13 @@ import json
 
 import pytest
 
-from faults.launch import assert_same, exact, experiment, finish, here, launch, start
-from gcs_server import BUCKET, gcs, needs_server  # noqa: F401
+from faults.launch import assert_same, exact, experiment, here, launch, of, start
+from gcs_server import BUCKET, needs_server
 from ppo_jax import manifest
 from ppo_jax.run_folder import run_folder
 from ppo_jax.storage import as_path
 
 pytestmark = needs_server
-SIX = {"run__iterations": 6, "run__checkpoint_every": 2}
 TALKS = """
 def talks(prompts, responses, **columns):
     print("scored", len(responses), flush=True)
@@ -27,16 +26,22 @@ def folder_of(path, runs):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return experiment(tmp_path_factory.mktemp("case"), **SIX)
+    return experiment(tmp_path_factory.mktemp("case"), run__iterations=8, run__checkpoint_every=2)
 
 
 @pytest.fixture(scope="module")
-def run(gcs, path):
+def whole(path):
+    """The same on the disk, left alone: begun before the others, as there are two processors."""
+    return start(path, path.parent / "whole")
+
+
+@pytest.fixture(scope="module")
+def run(gcs, path, whole):
     """A run that was told to end, killed in a save, and found its newest checkpoint damaged."""
     begin = lambda **env: start(path, path.parent / "log", "--run.dir", gcs, **env)
     run = folder_of(path, gcs)
 
-    told = begin(PPO_JAX_FAULT="term@step:2").wait()
+    told = begin(PPO_JAX_FAULT="term@step:3").wait()
     assert told.code == 75 and "nothing keeps a run on another machine out" in told.err, told.err
     status = json.loads(run.status.read_text())
     saved = status["step"]
@@ -61,16 +66,17 @@ def run(gcs, path):
     return run
 
 
-def test_it_ends_as_if_nothing_had_been(run, path):
-    whole = finish(path, path.parent / "whole")
-    assert_same(run, whole)
+def test_it_ends_as_if_nothing_had_been(run, path, whole):
+    ended = whole.wait()
+    assert ended.code == 0, ended.err
+    assert_same(run, of(path, path.parent / "whole"))
     assert json.loads(run.status.read_text())["status"] == "done"
     assert run.env.is_file() and json.loads(run.config.read_text())["run"]["dir"].startswith("gs:")
 
 
 def test_it_is_complete(run, gcs, path):
     again = launch(path, path.parent / "log", "--run.dir", gcs)
-    assert again.code == 0 and "already complete at iteration 6" in again.out, again.err
+    assert again.code == 0 and "already complete at iteration 8" in again.out, again.err
 
 
 def test_it_is_used_from_there(run, tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from ppo_jax.arguments import ExportArgs
-from ppo_jax.checkpoint import restore_params
 from ppo_jax.commands import export
 from ppo_jax.config import ModelOptions, replace
 from ppo_jax.decoder import Decoder, make_decoder
@@ -18,6 +17,7 @@ from ppo_jax.loading import load_adapters, load_critic, load_trunk, open_source,
 from ppo_jax.lora import attach, merge
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import initial_weights, open_critic
+from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.train import train

@@ -167,8 +167,8 @@ def test_run_path():
     for wrong in ("", "..", "a/b"):
         with pytest.raises(ConfigError, match="run.cell"):
             run_path(RunOptions(cell=wrong), "sentiment")
-    with pytest.raises(ConfigError, match="gs://bucket"):
-        run_path(RunOptions(dir="gs://bucket"), "sentiment")
+    with pytest.raises(ConfigError, match="run.dir=s3://bucket"):
+        run_path(RunOptions(dir="s3://bucket"), "sentiment")
 
 
 def test_the_folder_is_made_and_found_again(tmp_path):

@@ -95,6 +95,9 @@ FREE = {
     "run.iterations": 300,  # nothing counts on it while the schedule is constant
     "model.trust_remote_code": True,
     "data.path": "moved.jsonl",  # whose content is compared
+    "reward.workers": 4,
+    "reward.timeout": 5.0,
+    "reward.row_timeout": 1.0,
 }
 STRUCTURAL = {
     "model.path": None,

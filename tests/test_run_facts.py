@@ -170,7 +170,6 @@ def test_what_no_model_is_read_from_does_not_count(case):
     assert case.changed(before) == []
 
 
-@pytest.mark.xfail(strict=True, reason="only *.safetensors are hashed")
 def test_the_shape_of_a_model_counts(case):
     """Its config.json is read again on resume: another rotation or norm is another model."""
     before = case.facts()
@@ -233,7 +232,6 @@ def test_words_about_an_experiment_and_its_base_do_not_count(case, code):
     assert case.changed(before) == []
 
 
-@pytest.mark.xfail(strict=True, reason="ast.AnnAssign is not looked for")
 def test_a_base_with_its_type_does_not_count_either(case):
     case.code.write_text(replaced("BASE =", "BASE: Config ="))
     before = case.facts()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gcs_server import gcs, needs_server  # noqa: F401
+from gcs_server import needs_server
 from ppo_jax import checkpoint, lock, manifest, storage
 from ppo_jax.config import Config, RunOptions, replace
 from ppo_jax.errors import CheckpointError, ConfigError, LockedError, StorageError

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax.checkpoint import restore_params
 from ppo_jax.config import replace
 from ppo_jax.errors import NumericalError, RewardError
 from ppo_jax.experiment import Experiment
 from ppo_jax.metrics import read_metrics, read_samples
+from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.train import train
 from tiny_runs import CONFIG, ascii_share, ascii_text, half_and_half, write_prompts
@@ -100,8 +100,8 @@ def raising_at(call: int):
 
 
 def test_a_run_with_a_reward_in_python_dies_and_goes_on(straight, prompts, tmp_path):
-    """The iterations since the last checkpoint are run, and logged, once more."""
-    says = r"reward ascii_text raised on a batch of 8 rows .*: ValueError: no luck"
+    """The state before the failure has been saved, whenever the last checkpoint was."""
+    says = r"reward ascii_text raised on a batch of 8 rows.*: ValueError: no luck"
     with pytest.raises(RewardError, match=says) as error:
         launch(tmp_path, prompts, half_and_half(raising_at(5)))
     assert error.value.exit_code == 7 and "\n" not in str(error.value)

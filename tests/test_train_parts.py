@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax.checkpoint import restore_params
 from ppo_jax.config import replace
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import open_source
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import open_critic
+from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import run_folder
 from ppo_jax.train import train
 from tiny_runs import CONFIG, ascii_share, write_prompts

@@ -135,7 +135,6 @@ def all_damaged(folder: Path) -> str:
     "strangers among the checkpoints",
     injected="999/ with junk, abc/, an empty 12/, notes.txt",
     expected="each warned of and left where it is; the run goes on from its own",
-    fast=True,
 )
 def strangers(folder: Path) -> str:
     path, run = stopped_at_8(folder)
@@ -162,7 +161,6 @@ def says(ended: Ended, code: int, *words: str) -> None:
     "another configuration on going on",
     injected="learning rate, batch, width, seed, optimiser; an edited reward",
     expected="the difference; code 4; what is harmless goes on with --allow_config_change",
-    fast=True,
 )
 def another_config(folder: Path) -> str:
     path, run = stopped_at_8(folder)
@@ -208,7 +206,6 @@ def edited_data(folder: Path) -> str:
     "a checkpoint of another version's format",
     injected="records of format 0 and 99; a checkpoint without a record, as version 0 wrote",
     expected="code 4, the format named",
-    fast=True,
 )
 def other_format(folder: Path) -> str:
     path, run = stopped_at_8(folder)

@@ -34,7 +34,6 @@ def generate(folder: Path, model: Path) -> tuple[int, str]:
     "a tokenizer of another model",
     injected="a model of fewer ids than its tokenizer; pad id gone, pad = eos",
     expected="code 2 with the numbers; a missing pad id is taken from eos and trains",
-    fast=True,
 )
 def other_tokenizer(folder: Path) -> str:
     model = hf_folder(folder)
@@ -60,7 +59,6 @@ def other_tokenizer(folder: Path) -> str:
     "model folders that mean harm",
     injected="pickles, headers that lie on sizes, 10 GB headers, ../ and links out of the folder",
     expected="code 2 naming the file; nothing is run, nothing outside is read",
-    fast=True,
 )
 def hostile_folders(folder: Path) -> str:
     model, canary, seen = hf_folder(folder), folder / "canary", []
@@ -104,7 +102,6 @@ def hostile_folders(folder: Path) -> str:
     "a model's own code; the hub",
     injected="trust_remote_code in an experiment; a tokenizer with code; a hub id, no network",
     expected="refused with code 2; the canary does not appear",
-    fast=True,
 )
 def remote_code(folder: Path) -> str:
     path = experiment(folder, model__trust_remote_code=True)

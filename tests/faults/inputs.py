@@ -38,7 +38,6 @@ def row(prompt: str) -> bytes:
     "prompts at the borders",
     injected="empty, blank, longest, one too long, one token, one prompt, fewer than a batch",
     expected="refused with file and line, or trained on without a NaN; dropped, cut ones counted",
-    fast=True,
 )
 def border_prompts(folder: Path) -> str:
     runs = folder / "runs"
@@ -81,7 +80,6 @@ BAD_ROWS = {
     "data files nobody has read",
     injected=", ".join(BAD_ROWS) + "; byte order mark, CRLF, blank line, gz, half a gz",
     expected="file:line: reason, code 2, before it compiles; data.bad_rows=skip counts them",
-    fast=True,
 )
 def bad_rows(folder: Path) -> str:
     runs = folder / "runs"
@@ -157,7 +155,6 @@ def generated_text(folder: Path) -> str:
     "names of folders",
     injected="../, a slash, spaces, other scripts, a leading dash, 300 characters",
     expected="within the output's root, or code 2",
-    fast=True,
 )
 def names(folder: Path) -> str:
     path = experiment(folder, run__iterations=1)
@@ -180,7 +177,6 @@ def names(folder: Path) -> str:
     "control characters in what a model writes",
     injected="prompts with escape sequences and line ends; random bytes as responses",
     expected="escaped on the screen; each line of samples.jsonl is JSON",
-    fast=True,
 )
 def control_characters(folder: Path) -> str:
     rows = row("\x1b[31m\x07") + row("a\u202eb\r\n") + row("\u2028[/red]")

@@ -39,7 +39,6 @@ SEED = 20_26  # of the times
     "uninterrupted twice",
     injected="nothing",
     expected="all metrics, samples and the final state equal to the last bit",
-    fast=True,
 )
 def twice(folder: Path) -> str:
     path = experiment(folder, run__iterations=20, run__checkpoint_every=4)
@@ -88,12 +87,12 @@ add_kills()
 @fault(
     "F2",
     "kill -9 at random, a few",
-    injected="3 SIGKILLs at random times",
+    injected="2 SIGKILLs at random times",
     expected="started again without flags: metrics, samples, state of the run left alone",
     fast=True,
 )
 def killed_a_few_times(folder: Path) -> str:
-    return killed_at_random("device reward", folder, 3, SEED + 1)
+    return killed_at_random("device reward", folder, 2, SEED + 1)
 
 
 @fault(
@@ -125,7 +124,6 @@ def killed_in_a_save(folder: Path) -> str:
     "the process ends right after a save",
     injected="the last iteration's save is the last thing that happens",
     expected="the checkpoint is on the disk when the process ends with code 0",
-    fast=True,
 )
 def ends_after_a_save(folder: Path) -> str:
     path = experiment(folder, run__iterations=2, run__checkpoint_every=100)
@@ -173,7 +171,6 @@ def signals(folder: Path) -> str:
     "a signal within jax.distributed",
     injected="jax.distributed.initialize with one process, then SIGTERM in an iteration",
     expected="the same: saved at the iteration's end, one line, code 75",
-    fast=True,
 )
 def distributed(folder: Path) -> str:
     path = experiment(folder, run__iterations=40, run__checkpoint_every=100)
@@ -226,7 +223,6 @@ REWARD = slow
     "SIGTERM before the first save",
     injected="SIGTERM at the start, and in the first iterations",
     expected="code 75; it says that nothing is saved, or saves the iteration reached",
-    fast=True,
 )
 def before_the_first_save(folder: Path) -> str:
     path = experiment(folder, run__iterations=30, run__checkpoint_every=100)
@@ -245,7 +241,6 @@ def before_the_first_save(folder: Path) -> str:
     "going on from an epoch's end, the last iteration, a finished run",
     injected="16 prompts, 8 a batch: stopped after 2, 3 and all iterations",
     expected="the run left alone; a finished run says so, code 0, files untouched",
-    fast=True,
 )
 def at_the_borders(folder: Path) -> str:
     path = experiment(folder, run__iterations=6, run__checkpoint_every=1)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,14 +157,14 @@ def digest(folder: RunFolder, step: int) -> str:
     """sha256 of every array of a checkpoint: weights, optimiser states, KL controller, PRNG key,
     counters. The files themselves are not compared: Orbax may write the same arrays otherwise."""
     manifest.verify(folder.checkpoints, step)
-    with warnings.catch_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        warnings.simplefilter("ignore")  # that the layout on devices is taken from the file
-        tree = reader.restore(folder.checkpoints.absolute() / str(step) / manifest.ITEM)
+    path = folder.checkpoints.absolute() / str(step) / manifest.ITEM
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        item = reader.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        tree = reader.restore(path, args=ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
     found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+    for name, array in jax.tree_util.tree_leaves_with_path(tree):
+        found.update(f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}".encode())
         found.update(array.tobytes())
     return found.hexdigest()
 

@@ -115,7 +115,6 @@ def golden(folder: Path) -> str:
     "sampler and trainer agree",
     injected="nothing",
     expected="first minibatch's ratio 1 to 1e-5, logprob gap below 1e-4, logged in each iteration",
-    fast=True,
 )
 def parity(folder: Path) -> str:
     path = experiment(folder, run__iterations=6, rollout__slots=4)

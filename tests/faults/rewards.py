@@ -85,7 +85,6 @@ LEAK = "print('x' * 1000); sys.stdout.write('\\x1b[31m' * 1000); os.write(1, b'y
     "a host reward raises in the second iteration",
     injected="an exception at one row",
     expected="code 7 with the row; its traceback kept in reward.log; the checkpoint stays",
-    fast=True,
 )
 def raises(folder: Path) -> str:
     act = "if len(calls) > 1: raise ValueError('no score for this one')"

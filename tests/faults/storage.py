@@ -13,7 +13,7 @@ from ppo_jax import manifest
 from ppo_jax.metrics import read_metrics
 
 LIMIT = """
-
+import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -39,7 +39,6 @@ def small_disk(folder: Path, size: str):
     "a full disk at a save",
     injected="no space at the first, a middle, the last save (fault hook); files limited in size",
     expected="a warning and ckpt/failed, the run goes on; code 6 if it is the last; no torn lines",
-    fast=True,
 )
 def full_at_a_save(folder: Path) -> str:
     path = experiment(folder, run__iterations=16, run__checkpoint_every=4)
@@ -90,7 +89,6 @@ def full_disk(folder: Path) -> str:
     "an output folder that cannot be",
     injected="a file; below a file; not writable; a read-only file system; a missing parent",
     expected="code 2 or 6 with the path before anything is loaded; missing and relative ones work",
-    fast=True,
 )
 def bad_folder(folder: Path) -> str:
     path, seen = experiment(folder, run__iterations=1), []

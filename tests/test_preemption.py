@@ -1,0 +1,111 @@
+"""Signals: what is decided when one comes, and that a run in a process of its own obeys it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from faults.launch import experiment, launch, of
+from ppo_jax import manifest
+from ppo_jax.errors import Preempted
+from ppo_jax.preemption import Preemption, watch
+
+ENDED = """
+import os, signal, sys, threading, time
+from ppo_jax.preemption import Preemption, watch
+preemption = Preemption()
+preemption.grace = {grace}
+preemption.durable = lambda: {durable}
+preemption.settle = lambda seconds: {settle}
+with watch(preemption):
+    preemption.begin("iteration 3", {expected})
+    {act}
+    if preemption.asked.wait(10):
+        {then}
+print("end reached")
+"""
+KILL = "os.kill(os.getpid(), signal.SIGTERM)"
+WAIT = "time.sleep(20)"
+
+
+def ended(grace=5.0, expected=0.5, durable=None, settle="None", act=KILL, then="pass"):
+    """(exit code, stderr, seconds) of a process that does this."""
+    fields = {"grace": grace, "expected": expected, "durable": durable, "settle": settle}
+    code = ENDED.format(**fields, act=act, then=then)
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr, time.monotonic() - began, "end reached" in done.stdout
+
+
+def test_what_fits_the_grace_period_is_waited_for():
+    code, err, _, whole = ended(then="time.sleep(0.3)")
+    assert (code, err, whole) == (0, "", True)
+
+
+def test_what_does_not_fit_ends_at_once():
+    code, err, seconds, whole = ended(expected=60.0, durable=12, then=WAIT)
+    assert code == 75 and not whole and seconds < 5
+    assert err == (
+        "ppo-jax: preempted (SIGTERM during iteration 3); step 12 is saved; the same command goes "
+        "on from there\n"
+    )
+
+
+def test_nothing_saved_is_said():
+    code, err, _, _ = ended(expected="float('inf')", then=WAIT)
+    assert code == 75 and "nothing was saved yet" in err
+
+
+def test_a_save_under_way_is_given_its_time():
+    code, err, seconds, _ = ended(expected=60.0, durable=3, settle="time.sleep(1.0)", then=WAIT)
+    assert code == 75 and seconds >= 1.0 and "step 3 is saved" in err
+
+
+def test_what_took_longer_than_expected_ends_with_the_grace_period():
+    code, err, seconds, whole = ended(grace=1.0, expected=0.5, then=WAIT)
+    assert code == 75 and not whole and seconds < 8
+    assert "iteration 3 took longer than run.grace=1 s" in err
+
+
+def test_a_second_signal_ends_at_once():
+    twice = f"{KILL}; preemption.asked.wait(5); os.kill(os.getpid(), signal.SIGINT)"
+    code, err, seconds, whole = ended(grace=30.0, act=twice, then=WAIT)
+    assert code == 75 and not whole and seconds < 10 and "second signal" in err
+
+
+def test_a_main_thread_that_does_not_return_to_python_is_no_obstacle():
+    """As within a compiled program: without the GIL, and deaf to Python's signal handlers."""
+    deaf = "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    busy = f"threading.Timer(0.5, lambda: {KILL}).start(); {deaf}"
+    code, err, seconds, whole = ended(expected=60.0, act=busy)
+    assert code == 75 and not whole and seconds < 20 and "SIGTERM during" in err
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with watch(Preemption()) as _:
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_the_error_names_what_was_saved():
+    preemption = Preemption()
+    preemption.durable = lambda: 7
+    error = preemption.saved(7)
+    assert isinstance(error, Preempted) and error.exit_code == 75
+    assert str(error) == "preempted at iteration 7, saved step 7"
+
+
+@pytest.mark.parametrize("action", ["term", "int"])
+def test_a_run_saves_and_says_so(tmp_path, action):
+    path = experiment(tmp_path, run__iterations=30, run__checkpoint_every=100)
+    done = launch(path, tmp_path / "runs", PPO_JAX_FAULT=f"{action}@step:9")
+    step = manifest.latest_step(of(path, tmp_path / "runs").checkpoints)
+    assert step is not None and step >= 9
+    assert done.code == 75 and done.err == (
+        f"ppo-jax: preempted at iteration {step}, saved step {step}\n"
+    ), done.err
+    assert '"status": "preempted"' in of(path, tmp_path / "runs").status.read_text()
