@@ -184,7 +184,7 @@ class ParallelOptions:
 class RunOptions:
     iterations: int = 100
     seed: int = 0
-    dir: str = "runs"  # root of the run folders
+    dir: str = "runs"  # root of the run folders; also gs://bucket/folder
     cell: str = "base"
     checkpoint_every: int = 50  # iterations; the last one is always saved
     checkpoint_minutes: float | None = 10.0  # also when so long ago; None: by iterations alone

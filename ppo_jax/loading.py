@@ -164,7 +164,8 @@ def load_trunk(source: Source) -> PyTree:
     if source.folder is not None:
         return load_hf(source.folder)[1]
     key = jax.random.fold_in(jax.random.key(source.seed), INIT_KEY)
-    return jax.tree.map(np.asarray, init_trunk(source.config, key))
+    init = jax.jit(init_trunk, static_argnums=0)  # one program, where each draw would be one
+    return jax.tree.map(np.asarray, init(source.config, key))
 
 
 def load_adapters(source: Source) -> PyTree:

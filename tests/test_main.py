@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppo_jax import commands, errors, main, plan, train
-from ppo_jax.arguments import ExportArgs, GenerateArgs, PlanArgs, ScoreArgs
+from ppo_jax.arguments import ExportArgs, GenerateArgs, PlanArgs, ScoreArgs, TrainArgs
 from ppo_jax.config import replace
 from ppo_jax.experiment import load_experiment
 
@@ -34,9 +34,25 @@ def run(*words):
 
 def test_train_hands_on_the_experiment_as_it_is(handed):
     assert run("train", "tiny") == 0
-    [(config, experiment)] = handed
-    assert config == load_experiment("tiny").base
+    [(config, experiment, args, _)] = handed
+    assert config == load_experiment("tiny").base and args == TrainArgs()
     assert experiment.name == "tiny" and experiment.path == ROOT / "experiments" / "tiny.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--strict_resume"], TrainArgs(strict_resume=True)),
+        (["--strict-resume"], TrainArgs(strict_resume=True)),
+        (
+            ["--allow_config_change", "--run.seed", "3", "--strict_resume"],
+            TrainArgs(strict_resume=True, allow_config_change=True),
+        ),
+    ],
+)
+def test_switches_of_train(handed, words, expected):
+    assert run("train", "tiny", *words) == 0
+    assert handed[0][2] == expected and handed[0][0].run.seed == (3 if len(words) > 1 else 0)
 
 
 def test_every_kind_of_field_is_a_flag(handed):

@@ -9,7 +9,7 @@ import pytest
 from ppo_jax import hub, model_folder, smollm2
 from ppo_jax.config import replace
 from ppo_jax.config_io import load_config
-from ppo_jax.errors import ConfigError
+from ppo_jax.errors import CheckpointError, ConfigError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.lora import init_adapters
@@ -95,7 +95,7 @@ def test_run_keeps_the_commit_and_goes_on_from_it(asked, tmp_path):
     asked.clear()
     launch(tmp_path, **{"model.path": "org/name", "run.iterations": 2})  # main is at NEW by now
     assert asked == [("org/name", OLD)]
-    with pytest.raises(ConfigError, match=f"model.path: .*{OLD}.* -> .*{NEW}"):
+    with pytest.raises(CheckpointError, match=f"model.path: .*{OLD}.* -> .*{NEW}"):
         launch(tmp_path, **{"model.path": "org/name@main", "run.iterations": 3})
 
 
@@ -168,7 +168,7 @@ def test_remote_code_is_asked_for_by_flag_alone(tmp_path, capsys, monkeypatch):
     assert "on the command line alone: --model.trust_remote_code True" in capsys.readouterr().err
     experiment.write_text(experiment.read_text().replace("trust_remote_code=True", ""))
     handed = []
-    monkeypatch.setattr("ppo_jax.train.train", lambda config, _: handed.append(config))
+    monkeypatch.setattr("ppo_jax.train.train", lambda config, *_: handed.append(config))
     assert main(["train", str(experiment), "--model.trust_remote_code", "True"]) == 0
     assert handed[0].model.trust_remote_code is True
 

@@ -74,7 +74,7 @@ def test_unusable_critic_is_named_before_anything_is_loaded(tmp_path):
     separate = {"model.critic": "separate", "model.critic_path": str(tmp_path / "none")}
     with pytest.raises(ConfigError, match="none"):
         launch(tmp_path, ascii_share, **separate)
-    assert not (tmp_path / "case").exists()
+    assert [p.name for p in (tmp_path / "case").rglob("*") if p.is_file()] == ["lock"]
     first = launch(tmp_path, ascii_share)
     config = replace(CONFIG, **separate, **{"rollout.max_new_tokens": 600})
     config = replace(config, **{"model.critic_path": str(first.root)})

@@ -190,7 +190,6 @@ def another_config(folder: Path) -> str:
     "the data edited between the parts of a run",
     injected="a row more in the prompts",
     expected="code 4, the file named",
-    fast=True,
 )
 def edited_data(folder: Path) -> str:
     path, _ = stopped_at_8(folder)

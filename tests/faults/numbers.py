@@ -46,7 +46,6 @@ def indivisible(folder: Path) -> str:
     "numbers that are not finite",
     injected="a device reward that is NaN, or inf, from the start on or in one iteration",
     expected="not applied, counted, named; code 3 after optim.max_nonfinite in a row; no NaN saved",
-    fast=True,
 )
 def not_finite(folder: Path) -> str:
     always = POISON.format(expression="jnp.full(rollout.lengths_B.shape, jnp.nan)")
