@@ -127,6 +127,8 @@ def wait(saver: Saver) -> None:
 
 def check(saver: Saver) -> None:
     """Without waiting: raises StorageError if a save has failed, once."""
+    if saver.finishing is not None and saver.finishing.is_alive():
+        return
     error, saver.error = saver.error, None
     if error is not None:
         raise error

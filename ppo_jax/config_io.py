@@ -54,7 +54,7 @@ def load_config(path: Path) -> Config:
         data = json.loads(as_path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from None
     return from_dict(Config, data, where=str(path))
 

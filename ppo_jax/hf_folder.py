@@ -50,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file.parent} {what}: expected a Hugging Face model folder (config.json, "
             "model.safetensors, tokenizer.json)"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {short(raw)}")

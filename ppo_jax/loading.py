@@ -37,6 +37,7 @@ class Source(NamedTuple):
     run: RunFolder | None = None
     adapters: "Adapters | None" = None
     seed: int = 0  # of random weights
+    trusted: bool = False  # a model's own tokenizer code may be run
 
 
 class Adapters(NamedTuple):
@@ -72,7 +73,8 @@ def open_source(
         return Source(shape or ModelConfig(), byte_tokenizer(), None, seed=seed)
     folder = as_path(path, "model").expanduser()
     if (folder / "checkpoints").is_dir():
-        return _open_run(path, run_folder(folder), trust_remote_code)
+        run = _open_run(path, run_folder(folder), trust_remote_code)
+        return run._replace(trusted=trust_remote_code)
     model = resolve_model(path)
     if trust_remote_code and model.from_hub:
         raise ConfigError(
@@ -206,8 +208,8 @@ def _run_critic(source: Source, run: RunFolder) -> Critic:
     value = restore_params(run.checkpoints)["value"]
     if "trunk" not in value:
         return Critic(source.config, value["head"], load_trunk(source))
-    path, trusted = config.model.critic_path, config.model.trust_remote_code
-    own = None if path is None else open_source(path, trust_remote_code=trusted)
+    path = config.model.critic_path
+    own = None if path is None else open_source(path, trust_remote_code=source.trusted)
     trunk = unstack_layers(value["trunk"])
     if source.adapters is not None:
         base = load_trunk(source.adapters.base) if own is None else load_critic(own).trunk

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class Book:
     clock: float  # when the last iteration was read
     saved: float  # when the last save began
     best_of: list[float] = dataclasses.field(default_factory=list)  # run.keep_best since then
+    best_seen: bool = False  # that there is such a metric
     times: dict[str, float] = dataclasses.field(default_factory=dict)  # for the next line
     failed: int = 0  # saves
 
@@ -62,8 +64,12 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
         preemption.begin("compilation and the first iteration")
         faults.point("compile")
         state = _iterations(book, stepper, state, frozen, start)
+        checkpoint.wait(saver)
     if before:
-        console.show_comparison(before, shown(run, evaluate, state, frozen))
+        try:
+            console.show_comparison(before, shown(run, evaluate, state, frozen))
+        except RewardError as error:  # the run is complete, and saved
+            console.warn(f"no continuations are shown: {error}")
 
 
 def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree, start: int):
@@ -72,19 +78,20 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
         if book.preemption.asked.is_set():
             _save_and_end(book, pending, step, state)
         prompts = data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
+        dispatch = stepper.dispatch
         if config.profile_after > 0 and step == start + config.profile_after:
             if pending is not None:
                 _read(book, pending)
-            pending, (state, finished) = None, _profiled(stepper, state, frozen, step, prompts)
-        else:
-            try:
-                state, finished = stepper.dispatch(state, frozen, step, prompts)
-            except RewardError:  # the update has not begun: the state is that of `step` iterations
-                if pending is not None:
-                    _read(book, pending)
-                if step > start:
-                    _save(book, step, state)
-                raise
+                pending = None
+            dispatch = functools.partial(_profiled, stepper)
+        try:
+            state, finished = dispatch(state, frozen, step, prompts)
+        except RewardError:  # the update has not begun: the state is that of `step` iterations
+            if pending is not None:
+                _read(book, pending)
+            if step > start:
+                _save(book, step, state)
+            raise
         faults.point("step")
         if step == start:
             finished = finished._replace(times=finished.times | compile_facts(stepper))
@@ -170,15 +177,20 @@ def _save(book: Book, step: int, state: TrainState, *, must: bool = False) -> No
     start and `must`."""
     clock = book.saved = time.monotonic()
     _check_finite(book, step, state)
-    book.log.sync()
-    goodness, book.best_of = _mean(book.best_of), []
     _attempt(book, lambda: checkpoint.wait(book.saver))  # for the one before
-    start = lambda: checkpoint.save(book.saver, step, state, goodness=goodness)
+    start = functools.partial(_start_save, book, step, state)
     start() if must else _attempt(book, start)
     book.times |= {"time/save": time.monotonic() - clock}
     if book.saver.seconds > 0:
         book.times |= {"time/save_durable": book.saver.seconds}
-    write_status(book.folder, "running", step)
+
+
+def _start_save(book: Book, step: int, state: TrainState) -> None:
+    """A checkpoint, and before it the log up to it: a step that is there has its lines."""
+    book.log.sync()
+    goodness, book.best_of = _mean(book.best_of), []
+    checkpoint.save(book.saver, step, state, goodness=goodness)
+    write_status(book.folder, "running", step, saved=book.saver.durable)
 
 
 def _attempt(book: Book, act: Callable[[], None]) -> None:
@@ -231,9 +243,12 @@ def _note_best(book: Book, metrics: dict[str, float]) -> None:
     if asked is None:
         return
     name = asked.removeprefix("-")
+    if name not in metrics and book.best_seen:  # not one of every iteration
+        return
     if name not in metrics:
         near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.0)[0]
         raise ConfigError(f"run.keep_best={asked}: no metric of this run; nearest valid: {near}")
+    book.best_seen = True
     book.best_of.append(-metrics[name] if asked.startswith("-") else metrics[name])
 
 

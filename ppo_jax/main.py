@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from ppo_jax import __version__, arguments
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
+from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
 from ppo_jax.xla_flags import set_flags
 
@@ -105,21 +106,19 @@ def _train(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         print(TRAIN_USAGE.format(experiments=_listed()), end="")
         return
-    experiment = _first_experiment("train", words)
-    if experiment.base.model.trust_remote_code:
-        raise ConfigError(
-            f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own code is "
-            "asked for on the command line alone: --model.trust_remote_code True"
-        )
-    args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
-    config = parse_config(f"train {words[0]}", rest, experiment)
-    from ppo_jax.validate import check_config
-
-    check_config(config)
-    from ppo_jax.preemption import Preemption, watch
-
     preemption = Preemption()
-    with watch(preemption):  # from here on: what follows takes seconds to import
+    with watch(preemption):  # what follows takes seconds to import
+        experiment = _first_experiment("train", words)
+        if experiment.base.model.trust_remote_code:
+            raise ConfigError(
+                f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own "
+                "code is asked for on the command line alone: --model.trust_remote_code True"
+            )
+        args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
+        config = parse_config(f"train {words[0]}", rest, experiment)
+        from ppo_jax.validate import check_config
+
+        check_config(config)
         from ppo_jax.train import train
 
         train(config, experiment, args, preemption)

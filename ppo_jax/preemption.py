@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: what there is time for is saved, and the run says in one line what is there.
+"""SIGTERM, SIGINT, SIGHUP: what there is time for is saved, and one line says what is there.
 
 The state of the step in flight has been donated, so until that step ends there is nothing to save.
 A step that would end in time is waited for; else the run ends at once, with what is on the disk.
@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 
 from ppo_jax.errors import Preempted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 25.0  # seconds, until the configuration has been read
+TOGETHER = 1.0  # seconds within which several signals are one: make hands on what it got itself
 
 
 class Preemption:
@@ -28,6 +29,7 @@ class Preemption:
     def __init__(self) -> None:
         self.grace = GRACE  # seconds from the signal to the end
         self.asked = threading.Event()
+        self._asked_at = math.inf
         self.durable: Callable[[], int | None] = lambda: None  # the newest step on the disk
         self.settle: Callable[[float], None] = lambda seconds: None  # waits for a save under way
         self._lock = threading.Lock()
@@ -35,8 +37,8 @@ class Preemption:
         self._last_resort: threading.Timer | None = None
 
     def begin(self, phase: str, expected: float = math.inf) -> None:
-        """The main thread begins something that takes `expected` seconds to where it asks `asked`
-        and has saved; inf where it never asks."""
+        """The main thread begins something; `expected` seconds on it has looked at `asked` and
+        saved: two iterations and a save later, within the loop. inf: it will not look."""
         with self._lock:
             self._phase, self._ends = phase, time.monotonic() + expected
 
@@ -46,7 +48,10 @@ class Preemption:
         with self._lock:
             phase, left = self._phase, self._ends - time.monotonic()
         if self.asked.is_set():
-            self._end(f"second signal, during {phase}")
+            if time.monotonic() - self._asked_at > TOGETHER:
+                self._end(f"second signal, during {phase}")
+            return
+        self._asked_at = time.monotonic()
         self.asked.set()
         if left > self.grace:
             threading.Thread(target=self._settle_and_end, args=(f"{name} during {phase}",)).start()
@@ -55,6 +60,11 @@ class Preemption:
         self._last_resort = threading.Timer(self.grace, self._end, late)
         self._last_resort.daemon = True
         self._last_resort.start()
+
+    def cancel(self) -> None:
+        """Nothing is left to be ended."""
+        if self._last_resort is not None:
+            self._last_resort.cancel()
 
     def saved(self, step: int) -> Preempted:
         """The error that ends the run with its code, after the save that was asked for."""
@@ -69,8 +79,15 @@ class Preemption:
         have = "nothing was saved yet" if step is None else f"step {step} is saved"
         line = f"ppo-jax: preempted ({why}); {have}; the same command goes on from there"
         # Not through Python's buffers: a thread that was interrupted may hold their lock.
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{line}\n".encode())
+        stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        cursor = "\x1b[?25h" if os.isatty(stderr) else ""  # that a bar has hidden
+        os.write(stderr, f"{cursor}{line}\n".encode())
         os._exit(Preempted.exit_code)
+
+
+def _lets_hang_up(number: int) -> bool:
+    """Whether it was started by nohup or the like, to outlive its terminal."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextlib.contextmanager
@@ -79,12 +96,12 @@ def watch(preemption: Preemption) -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)  # as the C handler needs it
     # Python calls nothing then, but without a handler of its own the number is not written either.
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    before = {n: signal.signal(n, lambda *_: None) for n in SIGNALS if not _lets_hang_up(n)}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
 
     def read() -> None:
         while (number := os.read(reading, 1)) != b"\0":
-            if number[0] in SIGNALS:
+            if number[0] in before:
                 preemption.signalled(number[0])
 
     thread = threading.Thread(target=read, name="preemption", daemon=True)
@@ -97,7 +114,6 @@ def watch(preemption: Preemption) -> Iterator[None]:
             signal.signal(number, handler)
         os.write(writing, b"\0")
         thread.join()
-        if preemption._last_resort is not None:
-            preemption._last_resort.cancel()
+        preemption.cancel()
         os.close(reading)
         os.close(writing)

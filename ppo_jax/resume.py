@@ -1,5 +1,6 @@
 """Where a run goes on: at its newest sound checkpoint, if this is still that run."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from ppo_jax.checkpoint import ASIDE, put_aside
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import CheckpointError, ConfigError
-from ppo_jax.run_folder import is_writer
+from ppo_jax.run_folder import RunFolder, is_writer
 
 # What may differ between the parts of one run without a word: it alters nothing that is computed.
 FREE = frozenset(
@@ -22,10 +23,10 @@ FREE = frozenset(
 ) | {
     "model.trust_remote_code",
     "data.path",  # whose content is compared instead
-    "reward.workers",
     "reward.timeout",
-    "reward.row_timeout",
 }
+# What may differ likewise, but not to the last bit.
+INEXACT = ("reward.workers", "reward.row_timeout", "parallel.data")
 # What the checkpoint itself depends on, its shape or what its counters stand for.
 STRUCTURAL = (
     "model.path model.base_path model.critic_path model.shape model.scan_layers model.critic "
@@ -37,6 +38,12 @@ CONTENTS = {  # fact -> what has another content
     "tokenizer": "the tokenizer",
     "weights": "model.path: the weights",
     "critic_weights": "model.critic_path: the weights",
+}
+
+
+PATHS = {  # fact -> keys that name what it is of
+    "weights": ("model.path", "model.base_path"),
+    "critic_weights": ("model.critic_path",),
 }
 
 
@@ -125,15 +132,22 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     free = set(FREE)
     if old.optim.schedule == new.optim.schedule == "constant":
         free.add("run.iterations")
+    for fact, keys in PATHS.items():  # other names of the same files
+        if then.get(fact) is not None and then[fact] == now[fact]:
+            free.update(keys)
     lines = [line for line in diff(old, new) if line.split(":")[0] not in free]
     structural = [line for line in lines if _under(line.split(":")[0], STRUCTURAL)]
-    harmless = [line for line in lines if line not in structural]
+    inexact = [line for line in lines if _under(line.split(":")[0], INEXACT)]
+    harmless = [line for line in lines if line not in structural + inexact]
     for name, what in CONTENTS.items():
         if name in then and then[name] != now[name]:
             structural.append(f"{what} is not what it was")
     if None not in (then.get("reward"), now["reward"]) and then["reward"] != now["reward"]:
-        harmless.append("the experiment's code is not what it was")
-    inexact = [
+        # Pythons differ in how they write down the same code.
+        same_python = then.get("versions", {}).get("python") == now["versions"].get("python")
+        kind = harmless if same_python else inexact
+        kind.append("the experiment's code is not what it was")
+    inexact += [
         f"{name} {then[kind][name]} -> {value}"
         for kind in ("devices", "versions")
         for name, value in now[kind].items()
@@ -168,6 +182,19 @@ def strangers(path: Path) -> list[str]:
     known = {name for step in mine for name in (str(step), f"{step}.json", f"{step}.unfinished")}
     found = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     return [name for name in found if name not in known and ASIDE not in name]
+
+
+def check_nothing_lost(folder: RunFolder) -> None:
+    """CheckpointError for a run without a checkpoint that had saved one."""
+    try:
+        saved = json.loads(folder.status.read_text(encoding="utf-8")).get("saved")
+    except (OSError, ValueError, AttributeError):  # it has not come so far
+        return
+    if saved:
+        raise CheckpointError(
+            f"{folder.checkpoints}: step {saved} was saved, as status.json says, and is not there: "
+            "put it back, or remove the run folder to begin anew"
+        )
 
 
 def _check_none_is_aside(path: Path) -> None:

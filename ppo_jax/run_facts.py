@@ -34,7 +34,7 @@ def run_facts(
         "critic_weights": None if critic is None else _weights(critic),
         "reward": _reward(experiment.path),
         "code": _code(),
-        "versions": {name: env[name.replace("-", "_")] for name in LIBRARIES},
+        "versions": {name: env[name.replace("-", "_")] for name in ("python", *LIBRARIES)},
         "devices": {
             "platform": env["platform"],
             "kind": env["device_kind"],

@@ -142,8 +142,9 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def is_writer() -> bool:
-    """Whether this process is the one that writes the run's files."""
-    return jax.process_index() == 0
+    """Whether this process is the one that writes the run's files. A process by itself does not
+    open the devices to find out: another run may hold them."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def _git() -> dict[str, Any] | None:

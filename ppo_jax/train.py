@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax
 
-from ppo_jax import checkpoint, console, freed_memory, lock, storage
+from ppo_jax import checkpoint, console, freed_memory, lock, manifest, storage
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.config import Config
 from ppo_jax.config_io import load_config, save_config
-from ppo_jax.errors import DataError, Preempted, StorageError
+from ppo_jax.errors import ConfigError, DataError, Preempted, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import CONFIG, whole_folder
 from ppo_jax.loading import Source
@@ -21,7 +21,7 @@ from ppo_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
 from ppo_jax.restore import abstract_like, restore
-from ppo_jax.resume import find_start
+from ppo_jax.resume import check_nothing_lost, find_start
 from ppo_jax.rewards.pool import open_pool
 from ppo_jax.run_facts import run_facts
 from ppo_jax.run_folder import (
@@ -35,6 +35,7 @@ from ppo_jax.run_folder import (
     write_status,
 )
 from ppo_jax.run_header import header_facts, kernels
+from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 from ppo_jax.validate import check_devices
 from ppo_jax.weights import save_beside
@@ -53,12 +54,13 @@ def train(
     began, args = time.monotonic(), args or TrainArgs()
     preemption = preemption or Preemption()
     preemption.grace = config.run.grace
-    check_devices(config, len(jax.devices()))
     _use_compile_cache(config.run.compile_cache)
     folder = make_folder(config, experiment.name)
+    preemption.durable = lambda: manifest.latest_step(folder.checkpoints)
     with ExitStack() as stack:
         if is_writer():
             _hold(stack, folder)
+        check_devices(config, _device_count())
         config = _as_begun(config, experiment.name)
         opened = open_run_of(config, experiment.reward, read_dataset)
         config = opened.config
@@ -70,6 +72,8 @@ def train(
         clock = time.monotonic()
         start = saver.durable = find_start(folder.checkpoints, facts, args, console.warn)
         checking = time.monotonic() - clock
+        if start is None:
+            check_nothing_lost(folder)
         if start is not None and start >= config.run.iterations:
             print(f"{folder.root}: already complete at iteration {start}, nothing to do")
             return
@@ -83,11 +87,10 @@ def train(
         console.show_header(header_facts(run, folder, experiment, state))
         state = _resume(folder, state, start, checking)
         log = stack.enter_context(open_metrics(folder))
-        write_status(folder, "running", start or 0)
-        with _said_in_status(folder, log):
+        write_status(folder, "running", start or 0, saved=start)
+        with _said_in_status(folder, log, saver):
             iterate(run, folder, state, frozen, saver, log, preemption, start or 0)
-            checkpoint.wait(saver)
-    write_status(folder, "done", config.run.iterations)
+    write_status(folder, "done", config.run.iterations, saved=saver.durable)
     console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
 
 
@@ -100,7 +103,7 @@ def _hold(stack: ExitStack, folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def _said_in_status(folder: RunFolder, log: MetricsLog):
+def _said_in_status(folder: RunFolder, log: MetricsLog, saver: checkpoint.Saver):
     """An error on its way out leaves its name in `status.json`."""
     try:
         yield
@@ -110,8 +113,16 @@ def _said_in_status(folder: RunFolder, log: MetricsLog):
         with contextlib.suppress(StorageError, DataError):
             log.sync()
             done = sum(1 for _ in read_metrics(folder.metrics))
-            write_status(folder, status, done, error=f"{type(error).__name__}: {error}")
+            said = f"{type(error).__name__}: {error}"
+            write_status(folder, status, done, saved=saver.durable, error=said)
         raise
+
+
+def _device_count() -> int:
+    try:
+        return len(jax.devices())
+    except RuntimeError as error:  # held by another process, or not there
+        raise ConfigError(f"no device can be used: {one_line(error)}") from None
 
 
 def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, opened: Opened):

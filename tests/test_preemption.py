@@ -70,9 +70,17 @@ def test_what_took_longer_than_expected_ends_with_the_grace_period():
 
 
 def test_a_second_signal_ends_at_once():
-    twice = f"{KILL}; preemption.asked.wait(5); os.kill(os.getpid(), signal.SIGINT)"
+    twice = (
+        f"{KILL}; preemption.asked.wait(5); time.sleep(1.2); os.kill(os.getpid(), signal.SIGINT)"
+    )
     code, err, seconds, whole = ended(grace=30.0, act=twice, then=WAIT)
     assert code == 75 and not whole and seconds < 10 and "second signal" in err
+
+
+def test_what_make_hands_on_is_the_same_signal():
+    twice = f"{KILL}; preemption.asked.wait(5); time.sleep(0.1); {KILL}"
+    code, err, _, whole = ended(act=twice, then="time.sleep(0.5)")
+    assert (code, err, whole) == (0, "", True)
 
 
 def test_a_main_thread_that_does_not_return_to_python_is_no_obstacle():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from faults.launch import exact
 from ppo_jax.config import replace
 from ppo_jax.errors import NumericalError, RewardError
 from ppo_jax.experiment import Experiment
@@ -16,8 +17,6 @@ from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.train import train
 from tiny_runs import CONFIG, ascii_share, ascii_text, half_and_half, write_prompts
-
-CLOCK = ("time/", "throughput/", "memory/", "compile/", "eps")
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +32,6 @@ def launch(folder: Path, data: str, reward=ascii_share, **changes) -> RunFolder:
 
 def opened(folder: Path) -> RunFolder:
     return run_folder(folder / "case" / "base" / "seed0")
-
-
-def exact(folder: RunFolder) -> list[dict]:
-    """All that is logged but times, floats to the last bit."""
-    return [
-        {name: float(value).hex() for name, value in row.items() if not name.startswith(CLOCK)}
-        for row in read_metrics(folder.metrics)
-    ]
 
 
 def assert_same_run(left: RunFolder, right: RunFolder) -> None:

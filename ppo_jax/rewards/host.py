@@ -119,7 +119,7 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
     columns = {name: Watched(values, note) for name, values in taken.items()}
     try:
         result = part.host(prompts, responses, **columns)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what, where = f"{type(error).__name__}: {one_line(error)}", stood_at(rows, at[0])
         raise RewardError(f"reward {part.name} raised on {where}: {what}") from error
     if isinstance(result, dict) and not result:

@@ -170,13 +170,15 @@ class Worker:
         assert self.process is not None
         poll = select.poll()
         poll.register(pipe, event)
-        while (left := deadline - time.monotonic()) > 0:
-            if poll.poll(1000 * min(left, LOOK_SECONDS)):
+        while True:  # once at least: what lies in the pipe is not late, whenever one looks
+            left = deadline - time.monotonic()
+            if poll.poll(1000 * min(max(left, 0.0), LOOK_SECONDS)):
                 return
+            if left <= 0:
+                raise TimeoutError("no sign of life in time")
             # What it has started may hold the pipe open.
             if self.process.poll() is not None:
                 raise EOFError(self._end())
-        raise TimeoutError("no sign of life in time")
 
     def _end(self) -> str:
         """How the process ended."""

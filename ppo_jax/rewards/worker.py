@@ -31,6 +31,10 @@ def main(words: list[str], load_reward: Callable[[str], Any]) -> None:
     """Answer requests until there are no more; `load_reward` gives the reward of an experiment."""
     path, requests, answers, mark = words[0], int(words[1]), int(words[2]), int(words[3])
     _die_with_parent()
+    # The run is told to end, and ends this process when it has no more use for it. Not SIG_IGN,
+    # which what a reward starts would inherit.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     os.dup2(2, 1)
     # Its stack goes to the log before it is ended for taking too long.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)

@@ -14,6 +14,10 @@ from faults.table import Seen, find, run, table
 HEAD = "| fault | injected | expected | seen | pass | seconds |\n|---|---|---|---|---|---|"
 
 
+def skipped(seen: Seen) -> bool:
+    return seen.passed and seen.seen.startswith("not run: ")
+
+
 def line(seen: Seen) -> str:
     case = find(seen.number)
     cells = (
@@ -21,7 +25,7 @@ def line(seen: Seen) -> str:
         case.injected,
         case.expected,
         seen.seen[:400],
-        "pass" if seen.passed else "FAIL",
+        "skipped" if skipped(seen) else "pass" if seen.passed else "FAIL",
         f"{seen.seconds:.0f}",
     )
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

@@ -22,12 +22,13 @@ from ppo_jax.metrics import read_metrics
 
 ITERATIONS, EVERY = 120, 5
 LENGTH = {"run__iterations": ITERATIONS, "run__checkpoint_every": EVERY}
+SHOWN = {"run__show_prompts": 2, "run__profile_after": 2, "run__keep_best": "objective/scores"}
 VARIANTS = {  # name -> (changes of the config, reward, devices)
     "device reward": ({}, "REWARD = ascii_share", 1),
     "host reward": ({}, "REWARD = half_and_half()", 1),
     "LoRA": ({"model__lora__rank": 2}, "REWARD = ascii_share", 1),
     "separate critic": ({"model__critic": "separate"}, "REWARD = ascii_share", 1),
-    "1 device": ({"rollout__slots": 4}, "REWARD = ascii_share", 1),
+    "1 device": (SHOWN | {"rollout__slots": 4}, "REWARD = ascii_share", 1),
     "4 devices": ({}, "REWARD = ascii_share", 4),
 }
 KILLS = 17  # a variant, at random times
@@ -211,10 +212,10 @@ REWARD = slow
         began = time.monotonic()
         for _ in range(signals_):
             job.process.send_signal(signal.SIGTERM)
-            time.sleep(0.3)
+            time.sleep(1.3)
         ended = job.wait()
         took = time.monotonic() - began
-        assert took < 4, f"{name}: took {took:.1f} s"
+        assert took < 6, f"{name}: took {took:.1f} s"
         seen.append(f"{took:.1f} s: {stopped(ended)}")
     return "; ".join(seen)
 

@@ -104,7 +104,7 @@ def raises(folder: Path) -> str:
     "F19",
     "a host reward hangs, dies, leaks",
     injected=", ".join([*ACTS, "prints escape sequences"]),
-    expected="abort: code 7 within timeout + 5 s; mask: only such rows give no gradient; a leak "
+    expected="abort: code 7 (in time: test_reward_pool); mask: only such rows no gradient; a leak "
     "harms nothing",
 )
 def hangs(folder: Path) -> str:
@@ -140,7 +140,7 @@ def hangs(folder: Path) -> str:
     "F19b",
     "a host reward that hangs",
     injected="an endless loop at one row",
-    expected="code 7 within timeout + 5 s, the row named",
+    expected="code 7 with the row (in time: tests/test_reward_pool.py)",
     fast=True,
 )
 def loops(folder: Path) -> str:
