@@ -5,9 +5,12 @@ Without the variable a point is one comparison.
 """
 
 import errno
+import itertools
 import os
 import re
 import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 ACTIONS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -22,18 +25,27 @@ def _full() -> None:
 
 
 ACTIONS["full"] = _full
-_asked = os.environ.get("PPO_JAX_FAULT")
-if _asked is not None:
-    _found = re.fullmatch(rf"({'|'.join(ACTIONS)})@({'|'.join(POINTS)})(?::(\d+))?", _asked)
-    if _found is None:
-        raise ValueError(f"PPO_JAX_FAULT={_asked}: expected one of {ACTIONS.keys()} @ {POINTS}")
-    _act, _where, _left = ACTIONS[_found[1]], _found[2], int(_found[3] or 1)
+
+
+class Armed(NamedTuple):
+    act: Callable[[], None]
+    where: str
+    passing: Iterator[int]  # counts how often it has come by
+    number: int
+
+
+def parse(asked: str) -> Armed:
+    """ValueError for what is no fault, which would never come about."""
+    found = re.fullmatch(rf"({'|'.join(ACTIONS)})@({'|'.join(POINTS)})(?::(\d+))?", asked)
+    if found is None:
+        raise ValueError(f"PPO_JAX_FAULT={asked}: expected one of {[*ACTIONS]} @ one of {POINTS}")
+    return Armed(ACTIONS[found[1]], found[2], itertools.count(1), int(found[3] or 1))
+
+
+_armed = parse(os.environ["PPO_JAX_FAULT"]) if "PPO_JAX_FAULT" in os.environ else None
 
 
 def point(name: str) -> None:
     """The process comes by `name`. Raises OSError (no space left) for the action `full`."""
-    global _left
-    if _asked is not None and name == _where:
-        _left -= 1
-        if _left == 0:
-            _act()
+    if _armed is not None and name == _armed.where and next(_armed.passing) == _armed.number:
+        _armed.act()

@@ -233,8 +233,7 @@ def test_removing_what_is_still_written_is_tried_again(tmp_path, monkeypatch, nu
         remove_tree(folder)
 
     monkeypatch.setattr(storage, "remove_tree", remove)
-    monkeypatch.setattr(faults, "_passed", {})
-    monkeypatch.setattr(faults, "_asked", "full@save_commit")
+    monkeypatch.setattr(faults, "_armed", faults.parse("full@save_commit"))
     with open_saver(tmp_path, keep=1) as saver:
         with pytest.raises(StorageError, match="step 2 was not saved") as raised:
             save(saver, 2, make_state())
@@ -268,8 +267,7 @@ def test_a_full_disk(tmp_path, monkeypatch, where):
     with open_saver(tmp_path, keep=1) as saver:
         save(saver, 1, state)
         wait(saver)
-        monkeypatch.setattr(faults, "_passed", {})
-        monkeypatch.setattr(faults, "_asked", f"full@{where}")
+        monkeypatch.setattr(faults, "_armed", faults.parse(f"full@{where}"))
         with pytest.raises(StorageError, match="step 2 was not saved .*No space left"):
             save(saver, 2, state)
             wait(saver)

@@ -95,13 +95,9 @@ FREE = {
     "run.iterations": 300,  # nothing counts on it while the schedule is constant
     "model.trust_remote_code": True,
     "data.path": "moved.jsonl",  # whose content is compared
-    "reward.workers": 4,
     "reward.timeout": 5.0,
-    "reward.row_timeout": 1.0,
 }
 STRUCTURAL = {
-    "model.path": None,
-    "model.base_path": "other",
     "model.critic_path": "other",
     "model.shape.num_layers": 3,
     "model.shape.tie_embeddings": False,
@@ -139,9 +135,9 @@ HARMLESS = {
     "optim.weight_decay": 0.1,
     "optim.schedule": "linear",
     "optim.max_nonfinite": 9,
-    "parallel.data": 2,
 }
-KINDS = {"free": FREE, "structural": STRUCTURAL, "harmless": HARMLESS}
+INEXACT = {"reward.workers": 4, "reward.row_timeout": 1.0, "parallel.data": 2}
+KINDS = {"free": FREE, "structural": STRUCTURAL, "harmless": HARMLESS, "inexact": INEXACT}
 KEYS = [(kind, key) for kind, keys in KINDS.items() for key in keys]
 
 
@@ -158,8 +154,20 @@ def test_a_key_that_changed(kind, key):
 
 def test_no_key_of_a_kind_is_forgotten():
     assert set(FREE) == resume.FREE | {"run.iterations"}
-    for prefix in resume.STRUCTURAL:
+    assert set(INEXACT) == set(resume.INEXACT)
+    for prefix in {*resume.STRUCTURAL} - {"model.path", "model.base_path"}:
         assert any(key == prefix or key.startswith(f"{prefix}.") for key in STRUCTURAL)
+
+
+@pytest.mark.parametrize("key", ["model.path", "model.base_path"])
+def test_a_model_may_have_another_name(key):
+    """Its weights tell; random ones have none to tell by."""
+    renamed = replace(Config(), **{key: "elsewhere"})
+    assert compare(FACTS, facts_of(renamed)) == ([], [], [])
+    others = compare(FACTS, facts_of(renamed, weights="other")).structural
+    assert [line.split(":")[0] for line in others] == [key, "model.path"]
+    unknown = compare(facts_of(Config(), weights=None), facts_of(renamed, weights=None))
+    assert len(unknown.structural) == 1 and unknown.structural[0].startswith(f"{key}: ")
 
 
 def test_what_changed_is_said_with_both_values():

@@ -252,6 +252,7 @@ def test_a_folder_that_cannot_be_written(path, monkeypatch):
 
 
 def test_other_processes_move_nothing(path, monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     flip(path, 6)
     before = tree(path)

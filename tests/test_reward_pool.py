@@ -21,7 +21,6 @@ PARTS = {part.name: part for part in parse_rewards(reward_toys.REWARD)}
 SLACK = 5.0  # seconds after the limit of time, at most
 HANGS = ["spins", "sleeps", "locks", "backtracks", "stops"]
 DEATHS = {
-    "exits": "exit code 4",
     "leaves": "exit code 3",
     "is_killed": "signal 9",
     "aborts": "signal 11",
