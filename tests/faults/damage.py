@@ -228,7 +228,9 @@ def other_format(folder: Path) -> str:
     expected="the restored state equal to the bit, losses to 1e-5; the log says not bit for bit",
 )
 def other_devices(folder: Path) -> str:
-    path = experiment(folder, run__iterations=6, run__checkpoint_every=3, run__keep=9)
+    path = experiment(
+        folder, run__iterations=6, run__checkpoint_every=3, run__keep=9, rollout__batch_size=16
+    )
     run = finish(path, folder / "base", "--run.iterations", "3", devices=4)
     saved = digest(run, 3)
     whole, seen = finish(path, folder / "whole", devices=4), []
