@@ -16,6 +16,7 @@ from typing import Any
 
 from ppo_jax import storage
 from ppo_jax.errors import CheckpointError, StorageError
+from ppo_jax.text import one_line
 
 FORMAT = 1  # of the record and of what it stands for; counts up when older ones need care
 BLOCK = 1 << 20
@@ -135,4 +136,4 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _why(error: Exception) -> str:
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error)

@@ -39,8 +39,6 @@ CONTENTS = {  # fact -> what has another content
     "weights": "model.path: the weights",
     "critic_weights": "model.critic_path: the weights",
 }
-
-
 PATHS = {  # fact -> keys that name what it is of
     "weights": ("model.path", "model.base_path"),
     "critic_weights": ("model.critic_path",),

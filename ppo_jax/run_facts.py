@@ -15,7 +15,7 @@ from ppo_jax.data import Dataset
 from ppo_jax.errors import DataError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import Source
-from ppo_jax.run_folder import LIBRARIES, environment
+from ppo_jax.run_folder import LIBRARIES, machine
 
 PROBES, PROBE = 64, 1 << 16  # blocks read of a file of weights, spread over it, and their bytes
 PACKAGE = Path(__file__).parent
@@ -25,7 +25,7 @@ def run_facts(
     config: Config, experiment: Experiment, source: Source, critic: Source | None, dataset: Dataset
 ) -> dict[str, Any]:
     """The facts of a run as it is started now; JSON holds them."""
-    env = environment()
+    env = machine()
     return {
         "config": to_dict(config),
         "data": _file_sha256(Path(dataset.path)),

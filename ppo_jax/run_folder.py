@@ -85,9 +85,13 @@ def write_env(folder: RunFolder, facts: dict[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
     """Code version, libraries and devices of this process."""
+    return {"git": _git(), **machine()}
+
+
+def machine() -> dict[str, Any]:
+    """Libraries and devices of this process."""
     device = jax.devices()[0]
     return {
-        "git": _git(),
         "python": platform.python_version(),
         **{name.replace("-", "_"): _version(name) for name in LIBRARIES},
         "platform": device.platform,
