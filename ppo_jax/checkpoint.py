@@ -74,7 +74,10 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
 
 
 def _orbax() -> ocp.AsyncCheckpointer:
-    return ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    """Each array in a file of its own, as it is: compressing float32 weights saves 8 % of the bytes
+    and with Orbax's database of files costs ten times the CPU, beside the next iteration."""
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    return ocp.AsyncCheckpointer(handler)
 
 
 def _close(saver: Saver) -> None:
@@ -108,7 +111,7 @@ def save(saver: Saver, step: int, state: TrainState, *, goodness: float | None =
         if is_writer():
             manifest.marker_path(saver.path, step).touch()
         target = saver.path / str(step) / manifest.ITEM
-        saver.orbax.save(target, args=ocp.args.StandardSave(state), force=True)
+        saver.orbax.save(target, args=ocp.args.PyTreeSave(state), force=True)
     except Exception as error:
         raise _not_saved(saver, step, error) from error
     facts = {**saver.facts, "goodness": _number(goodness)}

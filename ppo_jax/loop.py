@@ -63,6 +63,7 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
             book.alarms.look(row["step"], row)
         preemption.begin("compilation and the first iteration")
         faults.point("compile")
+        _all_finite((state.params, state.opt_state))  # compiled here, not within the first save
         state = _iterations(book, stepper, state, frozen, start)
         checkpoint.wait(saver)
     if before:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def quiet_orbax() -> Iterator[None]:
 @functools.cache
 def _drop_late_errors() -> None:
     """When one read or write of many fails, Orbax closes the event loop that the others still tell
-    of their end, whenever that comes: Python would print a traceback for each."""
+    of their end, whenever that comes, or never begins them: Python would say so of each."""
+    warnings.filterwarnings("ignore", r"coroutine '.*write_fragment' was never awaited")
     hook = sys.unraisablehook
     late = lambda it: it.object is None and str(it.exc_value) == "Event loop is closed"
     sys.unraisablehook = lambda it: None if late(it) else hook(it)

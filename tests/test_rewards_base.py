@@ -7,7 +7,6 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.rewards import host
@@ -133,8 +132,6 @@ def test_columns_are_passed_by_keyword():
         np.array([0.0, 1.5, -2.0]),
         jnp.array([0.0, 1.5, -2.0], jnp.bfloat16),
         [np.float64(0), jnp.float32(1.5), Fraction(-2)],
-        torch.tensor([0.0, 1.5, -2.0]),
-        [torch.tensor(0.0), 1.5, torch.tensor(-2)],
     ],
 )
 def test_numbers_of_any_kind(value):
@@ -169,8 +166,6 @@ def test_bools_and_dicts():
         ([], ["0 values for 3 rows", "row 0"]),
         (np.ones((3, 1)), ["shape (3, 1)", "3 rows", "row 0", "first prompt", "(3,)"]),
         (jnp.ones(4), ["shape (4,)", "(3,)"]),
-        (torch.ones(3, requires_grad=True), ["returned a Tensor", "requires grad"]),
-        ([0, torch.ones((), requires_grad=True), 0], ["row 1", "Tensor"]),
         (None, ["returned NoneType", "row 0", "first prompt", "list of 3 numbers"]),
         (1.0, ["returned float", "list of 3 numbers"]),
         ("abc", ["returned str", "list of 3 numbers"]),

@@ -46,7 +46,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
         )
         for tenths in (10, 30, 50, 70, 90)
     },
-    "manifest.ocdbt deleted": lambda step: named("manifest.ocdbt")(step).unlink(),
+    ".zarray deleted": lambda step: named(".zarray")(step).unlink(),
     "_METADATA deleted": lambda step: named("_METADATA")(step).unlink(),
     "_METADATA = {": lambda step: named("_METADATA")(step).write_text("{") and None,
     "_CHECKPOINT_METADATA deleted": lambda step: named("_CHECKPOINT_METADATA")(step).unlink(),
