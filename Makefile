@@ -56,7 +56,7 @@ export: $(STAMP)-setup ## MODEL (run folder) as a Hugging Face folder OUT
 	$(PY) -m ppo_jax export --model $(MODEL) --out $(OUT) $(ARGS)
 
 test: $(STAMP)-test ## tests on 4 fake CPU devices (ARGS="-k gae" picks some)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-oracle: $(STAMP)-oracle ## the same logits and gradients as torch's transformers
 	$(PY) -m pytest tests/oracle $(ARGS)
