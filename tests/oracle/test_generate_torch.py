@@ -16,6 +16,7 @@ from ppo_jax.config import (
     ModelConfig,
     ModelOptions,
     PPOOptions,
+    RewardOptions,
     RolloutOptions,
     RopeScaling,
     RunOptions,
@@ -223,6 +224,7 @@ def test_export_of_a_run(tmp_path, shape, layers, critic):
         model=ModelOptions(path=None, shape=shape, scan_layers=layers, critic=critic),
         data=DataOptions(path=str(tmp_path / "data.jsonl")),
         rollout=RolloutOptions(batch_size=8, max_new_tokens=6),
+        reward=RewardOptions(workers=0),  # a function of this test, which no process could import
         ppo=PPOOptions(epochs=1),
         run=RunOptions(
             iterations=2,
