@@ -82,7 +82,12 @@ def show_progress(
         return f"{done}/{total}  eta {duration(left)}  {iteration_line(metrics)}"
 
     if not (bar and console.is_terminal and not console.is_dumb_terminal):
-        yield lambda done, metrics: _print_line(describe(done, metrics), console)
+
+        def line(done: int, metrics: Mapping[str, float | int]) -> None:
+            with _unless_it_cannot_be_written():
+                _print_line(describe(done, metrics), console)
+
+        yield line
         return
 
     def frame(done: int, line: str) -> Table:
@@ -100,7 +105,20 @@ def warn(line: str) -> None:
     """A line on stderr, above a bar if there is one, that something needs attention."""
     if is_writer():
         encoding = sys.stderr.encoding or "utf-8"
-        print(f"ppo-jax: warning: {visible(line, encoding)}", file=sys.stderr, flush=True)
+        with _unless_it_cannot_be_written():
+            print(f"ppo-jax: warning: {visible(line, encoding)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _unless_it_cannot_be_written() -> Iterator[None]:
+    """A run does not end because its output lies on a disk that is full, or its terminal is gone;
+    it does where a reader has had enough, as in `ppo-jax … | head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def iteration_line(metrics: Mapping[str, float | int]) -> str:

@@ -24,6 +24,9 @@ from ppo_jax.samples import sample_rows, shown
 from ppo_jax.types import PyTree, TrainState
 
 
+SETTLE_SECONDS = 60.0  # for a save under way to end
+
+
 @dataclasses.dataclass
 class Book:
     """What is kept of a run while it goes: its log, its checkpoints, what they said last."""
@@ -130,8 +133,9 @@ def _read(book: Book, done: Finished) -> None:
     metrics |= throughput(metrics, config.rollout.batch_size)
     if book.failed:
         metrics["ckpt/failed"] = book.failed
-    book.log.write(done.step, metrics)
-    book.log.write_samples(done.step, sample_rows(book.run, done)[: config.run.samples])
+    samples = sample_rows(book.run, done)[: config.run.samples]
+    _log(book, functools.partial(book.log.write, done.step, metrics))
+    _log(book, functools.partial(book.log.write_samples, done.step, samples))
     book.progress(done.step + 1, metrics)
     for line in (*_unscored(book.run, done), *book.alarms.look(done.step, metrics)):
         console.warn(line)
@@ -148,6 +152,18 @@ def _read(book: Book, done: Finished) -> None:
             f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}; "
             f"{_on_disk(book.saver)}"
         )
+
+
+def _log(book: Book, write: Callable[[], None]) -> None:
+    """Write lines; once more after a save under way, which may have filled the disk: it fails then,
+    and gives back what it took."""
+    try:
+        write()
+    except StorageError:
+        if book.saver.finishing is None:
+            raise
+        checkpoint.settle(book.saver, SETTLE_SECONDS)
+        write()
 
 
 def _unscored(run: Run, done: Finished) -> list[str]:

@@ -1,5 +1,6 @@
 """The command line: flags to a checked configuration, errors to one line and an exit code."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -65,21 +66,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (usage errors found by tyro raise SystemExit(2))."""
     set_flags()
     words = list(sys.argv[1:] if argv is None else argv)
+    code = _main(words)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and end with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _main(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except Preempted as error:
-        print(f"ppo-jax: {error}", file=sys.stderr)
+        _tell(f"ppo-jax: {error}")
         return error.exit_code
     except PPOJaxError as error:  # it may hold text of a data file or of a model
-        line = visible(str(error), sys.stderr.encoding or "utf-8")
-        print(f"ppo-jax: error: {line}", file=sys.stderr)
+        _tell(f"ppo-jax: error: {visible(str(error), sys.stderr.encoding or 'utf-8')}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("ppo-jax: interrupted", file=sys.stderr)
+        _tell("ppo-jax: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `ppo-jax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _tell(line: str) -> None:
+    """A line on stderr; where it cannot be written the exit code says it alone."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -17,6 +17,7 @@ from ppo_jax.console import (
     show_samples,
     show_summary,
     visible,
+    warn,
 )
 
 METRICS = {
@@ -152,3 +153,15 @@ def test_duration():
         "-",
         "-",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_on_a_full_disk_ends_nothing(monkeypatch):
+    with open("/dev/full", "wb", buffering=0) as device:
+        full = io.TextIOWrapper(device, write_through=True)
+        monkeypatch.setattr("sys.stderr", full)
+        warn("something")
+        with show_progress(2, console=Console(file=full)) as update:
+            update(1, METRICS)
+        with pytest.raises(OSError, match="No space"):
+            full.write("what is not guarded")

@@ -245,3 +245,10 @@ def test_help_and_errors_need_no_jax():
         "assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_the_code_stays_where_output_cannot_be_written():
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "ppo_jax", "no-command"]
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 2

@@ -1,11 +1,16 @@
 """What a run is put together from: rewards that do not fit, a critic with a checkpoint."""
 
+import threading
+import time
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
+from ppo_jax import loop
 from ppo_jax.config import replace
-from ppo_jax.errors import ConfigError, RewardError
+from ppo_jax.errors import ConfigError, RewardError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import open_source
 from ppo_jax.metrics import read_metrics
@@ -87,3 +92,34 @@ def test_fixed_coefficient_is_the_hyper_parameter_from_the_first_iteration_on(tm
     run = launch(tmp_path, ascii_share, **changes)
     coefs = [row["objective/kl_coef"] for row in read_metrics(run.metrics)]
     np.testing.assert_allclose(coefs, 0.37, rtol=1e-6)
+
+
+def _book(finishing):
+    return SimpleNamespace(saver=SimpleNamespace(finishing=finishing))
+
+
+def test_a_line_is_written_after_the_save_that_filled_the_disk():
+    room = threading.Event()
+    save = threading.Thread(target=lambda: (time.sleep(0.2), room.set()))
+    save.start()
+    tries = []
+
+    def write():
+        tries.append(room.is_set())
+        if not room.is_set():
+            raise StorageError("no space")
+
+    loop._log(_book(save), write)
+    assert tries == [False, True]
+
+
+def test_a_line_that_cannot_be_written_without_a_save():
+    tries = []
+
+    def write():
+        tries.append(1)
+        raise StorageError("no space")
+
+    with pytest.raises(StorageError, match="no space"):
+        loop._log(_book(None), write)
+    assert len(tries) == 1
