@@ -23,7 +23,6 @@ from ppo_jax.run_folder import RunFolder, write_status
 from ppo_jax.samples import sample_rows, shown
 from ppo_jax.types import PyTree, TrainState
 
-
 SETTLE_SECONDS = 60.0  # for a save under way to end
 
 
