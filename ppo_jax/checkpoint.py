@@ -90,10 +90,13 @@ def _close(saver: Saver) -> None:
             _finish_removals(saver.path)
 
 
-def save(saver: Saver, step: int, state: TrainState, *, goodness: float | None = None) -> None:
+def save(
+    saver: Saver, step: int, state: TrainState, *, goodness: tuple[str, float] | None = None
+) -> None:
     """Start saving the state as it stands after `step` iterations; on return it may be donated.
 
-    With `goodness`, higher being better, the best checkpoint so far is kept beside the newest ones.
+    With `goodness`, of what and how much, higher being better, the best checkpoint by the same
+    measure is kept beside the newest ones.
     A step that is there already is left alone. Raises StorageError if this save cannot start, or
     the one before it failed: then this one has not been started.
     """
@@ -114,7 +117,7 @@ def save(saver: Saver, step: int, state: TrainState, *, goodness: float | None =
         saver.orbax.save(target, args=ocp.args.PyTreeSave(state), force=True)
     except Exception as error:
         raise _not_saved(saver, step, error) from error
-    facts = {**saver.facts, "goodness": _number(goodness)}
+    facts = {**saver.facts, "goodness": _finite(goodness)}
     work = threading.Thread(target=_finish, args=(saver, step, facts, began), name=f"save {step}")
     saver.finishing = work
     work.start()
@@ -165,12 +168,15 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
 
 
 def _superfluous(saver: Saver) -> list[int]:
-    """Steps that are neither among the newest nor the best."""
-    goodness = {}
+    """Steps that are neither among the newest nor the best, by the measure that was used last."""
+    measured = {}
     for step in manifest.steps(saver.path):
         with contextlib.suppress(CheckpointError):  # a damaged record is no best one
-            number = manifest.read_record(saver.path, step)["facts"].get("goodness")
-            goodness |= {} if number is None else {step: number}
+            match manifest.read_record(saver.path, step)["facts"].get("goodness"):
+                case [name, number]:
+                    measured[step] = name, number
+    last = measured[max(measured)][0] if measured else None
+    goodness = {step: number for step, (name, number) in measured.items() if name == last}
     best = max(goodness, key=goodness.__getitem__, default=None)
     return [step for step in manifest.steps(saver.path)[: -saver.keep] if step != best]
 
@@ -194,8 +200,8 @@ def _not_saved(saver: Saver, step: int, error: Exception) -> StorageError:
     return StorageError(f"{saver.path}: step {step} was not saved ({why})")
 
 
-def _number(goodness: float | None) -> float | None:
-    return goodness if goodness is not None and math.isfinite(goodness) else None
+def _finite(goodness: tuple[str, float] | None) -> list | None:
+    return None if goodness is None or not math.isfinite(goodness[1]) else list(goodness)
 
 
 def remove(path: Path, step: int) -> None:

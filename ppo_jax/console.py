@@ -4,6 +4,7 @@ Text of a model or a data set is shown literally: no markup or escape sequence i
 terminal. Output that is no terminal gets one plain line an iteration and no control characters.
 """
 
+import contextlib
 import functools
 import math
 import statistics
@@ -45,7 +46,32 @@ COLUMNS = (  # label, metric, format
 def shared_console() -> Console:
     """The console of this process; silent in all but the first."""
     width = None if sys.stdout.isatty() else LOG_WIDTH
-    return Console(width=width, quiet=not is_writer(), highlight=False)
+    output: Any = Output()
+    return Console(file=output, width=width, quiet=not is_writer(), highlight=False)
+
+
+class Output:
+    """`sys.stdout`, as far as it goes: a run does not end, nor is its code another one, because its
+    disk is full, its terminal gone, or the reader of a pipe (Ctrl-C reaches `tee` as well)."""
+
+    @property
+    def _file(self) -> Any:
+        # A live bar takes the place of sys.stdout, and hands on what is printed.
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "rich_proxied_file":  # by which rich would go past this one
+            raise AttributeError(name)
+        return getattr(self._file, name)
 
 
 def show_header(
@@ -82,12 +108,7 @@ def show_progress(
         return f"{done}/{total}  eta {duration(left)}  {iteration_line(metrics)}"
 
     if not (bar and console.is_terminal and not console.is_dumb_terminal):
-
-        def line(done: int, metrics: Mapping[str, float | int]) -> None:
-            with _unless_it_cannot_be_written():
-                _print_line(describe(done, metrics), console)
-
-        yield line
+        yield lambda done, metrics: _print_line(describe(done, metrics), console)
         return
 
     def frame(done: int, line: str) -> Table:
@@ -101,24 +122,17 @@ def show_progress(
         yield lambda done, metrics: live.update(frame(done, describe(done, metrics)))
 
 
+def say(line: str) -> None:
+    """A line on stdout."""
+    _print_line(line, shared_console())
+
+
 def warn(line: str) -> None:
     """A line on stderr, above a bar if there is one, that something needs attention."""
     if is_writer():
         encoding = sys.stderr.encoding or "utf-8"
-        with _unless_it_cannot_be_written():
+        with contextlib.suppress(OSError):  # as `Output`
             print(f"ppo-jax: warning: {visible(line, encoding)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _unless_it_cannot_be_written() -> Iterator[None]:
-    """A run does not end because its output lies on a disk that is full, or its terminal is gone;
-    it does where a reader has had enough, as in `ppo-jax … | head`."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError:
-        pass
 
 
 def iteration_line(metrics: Mapping[str, float | int]) -> str:

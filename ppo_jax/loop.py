@@ -1,5 +1,6 @@
 """The iterations of a run: step k is dispatched before the metrics of k - 1 are read."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -23,7 +24,7 @@ from ppo_jax.run_folder import RunFolder, write_status
 from ppo_jax.samples import sample_rows, shown
 from ppo_jax.types import PyTree, TrainState
 
-SETTLE_SECONDS = 60.0  # for a save under way to end
+SETTLE_SECONDS = 600.0  # for a save under way to end
 
 
 @dataclasses.dataclass
@@ -83,10 +84,8 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
         prompts = data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
         dispatch = stepper.dispatch
         if config.profile_after > 0 and step == start + config.profile_after:
-            if pending is not None:
-                _read(book, pending)
-                pending = None
-            dispatch = functools.partial(_profiled, stepper)
+            _read_good(book, pending, None, step, state)
+            pending, dispatch = None, functools.partial(_profiled, stepper)
         try:
             state, finished = dispatch(state, frozen, step, prompts)
         except RewardError:  # the update has not begun: the state is that of `step` iterations
@@ -98,14 +97,31 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
         faults.point("step")
         if step == start:
             finished = finished._replace(times=finished.times | compile_facts(stepper))
-        if pending is not None:
-            _read(book, pending)
+        _read_good(book, pending, finished, step + 1, state)
         pending = finished
         if _is_due(book, step + 1):
-            _read(book, pending)
+            _read_good(book, pending, None, step + 1, state)
             pending = None
             _save(book, step + 1, state, must=step + 1 == config.iterations)
     return state
+
+
+def _read_good(
+    book: Book, done: Finished | None, after: Finished | None, step: int, state: TrainState
+) -> None:
+    """`_read`; where too many updates were not finite, the state of `step` iterations, to which
+    none of them was applied, is saved before the run ends. `after` is what has begun since."""
+    try:
+        if done is not None:
+            _read(book, done)
+    except NumericalError as error:
+        with contextlib.suppress(NumericalError):
+            if after is not None:
+                _read(book, after)
+        with contextlib.suppress(NumericalError):  # a weight is not finite: this one is not saved
+            _save(book, step, state)
+            _attempt(book, lambda: checkpoint.wait(book.saver))
+        raise NumericalError(f"{error}; {_on_disk(book.saver)}") from None
 
 
 def _profiled(stepper: Stepper, state, frozen, step: int, prompts):
@@ -148,8 +164,7 @@ def _read(book: Book, done: Finished) -> None:
             f"iteration {done.step}: {in_row:.0f} iterations in a row had a step with a loss or "
             f"gradient that is not finite; it was not applied (optim.max_nonfinite="
             f"{config.optim.max_nonfinite}); "
-            f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}; "
-            f"{_on_disk(book.saver)}"
+            f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}"
         )
 
 
@@ -204,9 +219,12 @@ def _save(book: Book, step: int, state: TrainState, *, must: bool = False) -> No
 def _start_save(book: Book, step: int, state: TrainState) -> None:
     """A checkpoint, and before it the log up to it: a step that is there has its lines."""
     book.log.sync()
-    goodness, book.best_of = _mean(book.best_of), []
+    name, mean = book.run.config.run.keep_best, _mean(book.best_of)
+    book.best_of = []
+    goodness = None if name is None or mean is None else (name, mean)
     checkpoint.save(book.saver, step, state, goodness=goodness)
-    write_status(book.folder, "running", step, saved=book.saver.durable)
+    with contextlib.suppress(StorageError):  # the save tells, if there is no room
+        write_status(book.folder, "running", step, saved=book.saver.durable)
 
 
 def _attempt(book: Book, act: Callable[[], None]) -> None:
@@ -220,8 +238,7 @@ def _attempt(book: Book, act: Callable[[], None]) -> None:
 
 def _save_and_end(book: Book, pending: Finished | None, step: int, state: TrainState) -> None:
     """What a signal asks for, with the state after `step` iterations."""
-    if pending is not None:
-        _read(book, pending)
+    _read_good(book, pending, None, step, state)
     _save(book, step, state, must=True)
     checkpoint.wait(book.saver)
     raise book.preemption.saved(step)

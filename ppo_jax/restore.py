@@ -21,6 +21,10 @@ from ppo_jax.text import one_line
 from ppo_jax.types import PyTree, TrainState
 
 
+class Unreadable(CheckpointError):
+    """What was written cannot be read; not that it is of another run or model."""
+
+
 def abstract_like(state: PyTree) -> PyTree:
     """Shapes, dtypes and shardings of a state, PRNG keys included: what `restore` asks for."""
     return jax.tree.map(
@@ -80,8 +84,8 @@ def _read(reader: ocp.Checkpointer, path: Path, step: int, arguments: Any) -> An
         raise _unreadable(path, step, error) from error
 
 
-def _unreadable(path: Path, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: step {step} cannot be restored ({one_line(error)})")
+def _unreadable(path: Path, step: int, error: Exception) -> Unreadable:
+    return Unreadable(f"{path}: step {step} cannot be restored ({one_line(error)})")
 
 
 def _check_fits(path: Path, step: int, saved_tree: PyTree, abstract_state: PyTree) -> None:

@@ -110,6 +110,14 @@ def write_status(folder: RunFolder, status: Status, step: int, **extra: Any) -> 
         write_atomic(folder.status, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def read_status(folder: RunFolder) -> str | None:
+    """What `write_status` wrote last; None where there is nothing to be read."""
+    try:
+        return json.loads(folder.status.read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def reconcile(folder: RunFolder, step: int) -> None:
     """Cut metrics and samples back to the iterations before `step`, which will be run again.
 

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,7 +22,7 @@ from ppo_jax.loop import iterate
 from ppo_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
-from ppo_jax.restore import abstract_like, restore
+from ppo_jax.restore import Unreadable, abstract_like, restore
 from ppo_jax.resume import check_nothing_lost, find_start
 from ppo_jax.rewards.pool import open_pool
 from ppo_jax.run_facts import run_facts
@@ -28,6 +30,7 @@ from ppo_jax.run_folder import (
     RunFolder,
     is_writer,
     make_folder,
+    read_status,
     reconcile,
     run_folder,
     run_path,
@@ -75,7 +78,7 @@ def train(
         if start is None:
             check_nothing_lost(folder)
         if start is not None and start >= config.run.iterations:
-            print(f"{folder.root}: already complete at iteration {start}, nothing to do")
+            _note_complete(folder, start)
             return
         call_host = _host_rewards(stack, experiment, folder, opened)
         _describe(folder, opened)
@@ -85,7 +88,10 @@ def train(
         run = run._replace(call_host=call_host)
         freed_memory.give_back(caches=True)
         console.show_header(header_facts(run, folder, experiment, state))
-        state = _resume(folder, state, start, checking)
+        if start is not None:
+            state, start = _resume(folder, state, start, checking, args, facts)
+            saver.durable = start
+        reconcile(folder, start or 0)
         log = stack.enter_context(open_metrics(folder))
         write_status(folder, "running", start or 0, saved=start)
         with _said_in_status(folder, log, saver):
@@ -97,6 +103,9 @@ def train(
 def _hold(stack: ExitStack, folder: RunFolder) -> None:
     """The run folder is this run's, and what it logs is there at the end."""
     stack.enter_context(lock.hold(folder.root))
+    for half in folder.root.glob(".*.tmp"):  # of a process that died while it wrote
+        with contextlib.suppress(OSError):
+            half.unlink()
     stack.enter_context(storage.published(folder.root))
     if storage.on_gcs(folder.root):
         console.warn(f"{folder.root}: nothing keeps a run on another machine out of this folder")
@@ -145,17 +154,42 @@ def _describe(folder: RunFolder, opened: Opened) -> None:
     _keep_tokenizer(folder, source, config)
 
 
-def _resume(folder: RunFolder, state: TrainState, start: int | None, checking: float) -> TrainState:
-    """The state of the checkpoint `start`, and the logs cut back to it; a new run for None."""
-    if start is not None:
+def _note_complete(folder: RunFolder, step: int) -> None:
+    """Nothing is left to do, unless the process that did it all had no time to say so."""
+    if read_status(folder) != "done":
+        write_status(folder, "done", step, saved=step)
+    console.say(f"{folder.root}: already complete at iteration {step}, nothing to do")
+
+
+def _resume(
+    folder: RunFolder,
+    state: TrainState,
+    start: int,
+    checking: float,
+    args: TrainArgs,
+    facts: Mapping[str, Any],
+) -> tuple[TrainState, int]:
+    """The state of the checkpoint `start`, or of the one before it where its files are what was
+    written and still cannot be read."""
+    while True:
         clock = time.monotonic()
-        state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
-        print(
+        try:
+            state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
+        except Unreadable as error:
+            if args.strict_resume:
+                raise
+            aside = checkpoint.put_aside(folder.checkpoints, start)
+            console.warn(f"{error}; put aside as {aside.name}")
+            before = find_start(folder.checkpoints, facts, args, console.warn)
+            if before is None:
+                raise
+            start = before
+            continue
+        console.say(
             f"{folder.root}: resumed at iteration {start} (files checked in {checking:.1f} s, "
             f"restored in {time.monotonic() - clock:.1f} s)"
         )
-    reconcile(folder, start or 0)
-    return state
+        return state, start
 
 
 def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:

@@ -202,8 +202,18 @@ NAN, INF = float("nan"), float("inf")
 def test_the_best_is_kept_beside_the_newest(tmp_path, goodness, keep, left):
     for step, how_good in enumerate(goodness):  # each by a process of its own: the files know
         with open_saver(tmp_path, keep) as saver:
-            save(saver, step, make_state(), goodness=how_good)
+            goodness = None if how_good is None else ("score", how_good)
+            save(saver, step, make_state(), goodness=goodness)
     assert names(tmp_path) == parts(*left)
+
+
+def test_the_best_is_by_one_measure(tmp_path):
+    """After another was asked for, numbers of the one before say nothing."""
+    measures = [("score", 9.0), ("score", 8.0), ("-kl", -3.0), ("-kl", -1.0), ("-kl", -2.0)]
+    with open_saver(tmp_path, keep=1) as saver:
+        for step, goodness in enumerate(measures):
+            save(saver, step, make_state(), goodness=goodness)
+    assert names(tmp_path) == parts(3, 4)
 
 
 def test_put_aside_twice(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from ppo_jax.console import (
+    Output,
     duration,
     iteration_line,
     show_comparison,
@@ -160,8 +161,12 @@ def test_output_on_a_full_disk_ends_nothing(monkeypatch):
     with open("/dev/full", "wb", buffering=0) as device:
         full = io.TextIOWrapper(device, write_through=True)
         monkeypatch.setattr("sys.stderr", full)
+        monkeypatch.setattr("sys.stdout", full)
         warn("something")
-        with show_progress(2, console=Console(file=full)) as update:
-            update(1, METRICS)
+        for terminal in (False, True):
+            out = Console(file=Output(), force_terminal=terminal)
+            show_header({"a": 1}, console=out)
+            with show_progress(2, console=out) as update:
+                update(1, METRICS)
         with pytest.raises(OSError, match="No space"):
             full.write("what is not guarded")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from faults.launch import exact
+from ppo_jax import manifest
 from ppo_jax.config import replace
 from ppo_jax.errors import NumericalError, RewardError
 from ppo_jax.experiment import Experiment
@@ -127,7 +128,10 @@ def test_too_many_bad_iterations_end_the_run(tmp_path):
     assert error.value.exit_code == 3 and "optim.max_nonfinite=2" in str(error.value)
     folder = opened(tmp_path)
     rows = read_metrics(folder.metrics)
-    assert [row["update/nonfinite_in_row"] for row in rows] == [1, 2]
+    assert [row["update/nonfinite_in_row"] for row in rows] == [1, 2, 3]  # one was on its way
+    assert manifest.latest_step(folder.checkpoints) == 3 and "step 3 is saved" in str(error.value)
+    saved = restore_params(folder.checkpoints)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
     assert all(row["update/skipped_nonfinite"] == 4 for row in rows)
     assert np.isinf(rows[0]["objective/scores"]) and abs(rows[1]["objective/kl"]) < 1e-5
     assert status(folder)["status"] == "failed"
