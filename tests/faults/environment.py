@@ -10,19 +10,21 @@ from faults.table import fault
 @fault(
     "F33",
     "odd surroundings",
-    injected="another time zone, LANG=C, no HOME, a HOME that cannot be written, no network",
+    injected="another time zone, LANG=C, no HOME, a HOME that is missing or cannot be written (not "
+    "as root), no network (a namespace without any, where the kernel lets us), another hash seed",
     expected="the same metrics, samples and state",
 )
 def odd_surroundings(folder: Path) -> str:
     path = experiment(folder, run__iterations=8, run__checkpoint_every=4, run__compile_cache=None)
     whole, seen = finish(path, folder / "whole"), []
     (folder / "closed").mkdir(mode=0o500)
-    nowhere = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    nowhere = {"first": "import ctypes; ctypes.CDLL(None).unshare(0x40000000)"}  # CLONE_NEWNET
     for name, env in {
         "TZ": {"TZ": "Pacific/Chatham", "SOURCE_DATE_EPOCH": "0"},
         "LANG=C": {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         "HOME not writable": {"HOME": str(folder / "closed")},
         "HOME missing": {"HOME": str(folder / "none")},
+        "no HOME": {"first": "import os; del os.environ['HOME']"},
         "no network": nowhere,
         "PYTHONHASHSEED": {"PYTHONHASHSEED": "7"},
     }.items():

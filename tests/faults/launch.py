@@ -17,9 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ppo_jax import manifest
+from ppo_jax.checkpoint import open_saver, save
+from ppo_jax.config import ParallelOptions
 from ppo_jax.main import main
 from ppo_jax.metrics import read_metrics, read_samples
+from ppo_jax.restore import restore
 from ppo_jax.run_folder import RunFolder, run_folder
+from ppo_jax.sharding import make_mesh, replicated
 
 TESTS = Path(__file__).resolve().parents[1]
 CLOCK = ("time/", "throughput/", "memory/", "compile/", "eps")  # what no two runs have alike
@@ -195,3 +199,28 @@ def is_checkpoint(path: Path) -> bool:
 def assert_same(left: RunFolder, right: RunFolder) -> None:
     found = differences(left, right)
     assert not found, f"{left.root}: {', '.join(found)}"
+
+
+def restored_digest(folder: RunFolder, step: int, again: Path, devices: int) -> str:
+    """`digest` of a checkpoint that a process of so many devices has restored and saved again."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+        "from faults.launch import save_again\n"
+        f"save_again({str(folder.checkpoints)!r}, {step}, {str(again / 'checkpoints')!r})"
+    )
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | flags
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    return digest(run_folder(again), step)
+
+
+def save_again(checkpoints: str, step: int, again: str) -> None:
+    """On all devices of this process."""
+    everywhere = replicated(make_mesh(ParallelOptions()))
+    path = Path(checkpoints).absolute()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(path / str(step) / manifest.ITEM).item_metadata.tree
+    where = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+    state = restore(path, step, jax.tree.map(where, tree))
+    with open_saver(Path(again), keep=1) as saver:
+        save(saver, step, state)
