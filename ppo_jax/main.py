@@ -88,7 +88,6 @@ def _main(words: list[str]) -> int:
         _tell("ppo-jax: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `ppo-jax … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

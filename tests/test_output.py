@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.launch import experiment, of
+from faults.launch import experiment, finish, launch, of
 from ppo_jax import manifest
 from ppo_jax.metrics import read_metrics
 
@@ -58,27 +58,23 @@ def test_a_signal_after_the_reader_of_the_output_has_gone(tmp_path):
 
 def test_a_finished_run_that_could_not_say_so(tmp_path):
     path = experiment(tmp_path, run__iterations=2, **SMALL)
-    words, environment = command(path, tmp_path / "runs")
-    assert subprocess.run(words, env=environment, check=False).returncode == 0
-    status = of(path, tmp_path / "runs").status
+    status = finish(path, tmp_path / "runs").status
     status.write_text(status.read_text().replace("done", "running"))
-    assert subprocess.run(words, env=environment, check=False).returncode == 0
+    finish(path, tmp_path / "runs")
     assert json.loads(status.read_text())["status"] == "done"
 
 
 def test_a_checkpoint_that_was_written_broken(tmp_path):
     """Its hashes are right: the disk had lost the content before it was read back."""
     path = experiment(tmp_path, run__iterations=4, run__checkpoint_every=2, **SMALL)
-    words, environment = command(path, tmp_path / "runs")
-    assert subprocess.run(words, env=environment, check=False).returncode == 0
-    run = of(path, tmp_path / "runs")
+    run = finish(path, tmp_path / "runs")
     facts = manifest.read_record(run.checkpoints, 4)["facts"]
     (run.checkpoints / "4" / "state" / "kl_coef" / ".zarray").write_text("{")
     manifest.write_record(run.checkpoints, 4, facts)
-    more = [*words, "--run.iterations", "6"]
-    done = subprocess.run([*more, "--strict_resume"], env=environment, capture_output=True)
-    assert done.returncode == 4 and (run.checkpoints / "4").is_dir()
-    done = subprocess.run(more, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "put aside as 4.corrupt" in done.stderr
-    assert "resumed at iteration 2 " in done.stdout
+    more = ("--run.iterations", "6")
+    assert launch(path, tmp_path / "runs", *more, "--strict_resume").code == 4
+    assert (run.checkpoints / "4").is_dir()
+    done = launch(path, tmp_path / "runs", *more)
+    assert done.code == 0 and "put aside as 4.corrupt" in done.err
+    assert "resumed at iteration 2 " in done.out
     assert [row["step"] for row in read_metrics(run.metrics)] == list(range(6))
