@@ -1,6 +1,5 @@
 """What a run was computed from, as its checkpoints record it: config, hashes, versions, devices."""
 
-import ast
 import hashlib
 import json
 from pathlib import Path
@@ -14,6 +13,7 @@ from ppo_jax.config_io import to_dict
 from ppo_jax.data import Dataset
 from ppo_jax.errors import DataError
 from ppo_jax.experiment import Experiment
+from ppo_jax.experiment_code import code_sha256
 from ppo_jax.loading import Source
 from ppo_jax.run_folder import LIBRARIES, machine
 
@@ -32,7 +32,7 @@ def run_facts(
         "tokenizer": _tokenizer(source.tokenizer),
         "weights": _weights(source),
         "critic_weights": None if critic is None else _weights(critic),
-        "reward": _reward(experiment.path),
+        "reward": code_sha256(experiment.path),
         "code": _code(),
         "versions": {name: env[name.replace("-", "_")] for name in ("python", *LIBRARIES)},
         "devices": {
@@ -85,18 +85,6 @@ def _probe(path: Path) -> str:
         file.seek(max(size - PROBE, 0))
         digest.update(file.read(PROBE))
     return digest.hexdigest()
-
-
-def _reward(path: Path) -> str | None:
-    """Of an experiment's code without its comments, its docstring and BASE, whose fields are
-    compared one by one; None where it came from no file."""
-    if not path.is_file():
-        return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    targets = lambda node: getattr(node, "targets", [getattr(node, "target", None)])
-    is_base = lambda node: "BASE" in [getattr(target, "id", None) for target in targets(node)]
-    is_text = lambda node: isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    return _sha256("".join(ast.dump(n) for n in tree.body if not is_base(n) and not is_text(n)))
 
 
 def _code() -> str:

@@ -24,7 +24,8 @@ from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.storage import as_path, write_atomic
 
 BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "transformers")
+# The last holds the lexicon of a reward.
+LIBRARIES = ("jax jaxlib flax optax chex orbax-checkpoint transformers vaderSentiment").split()
 
 Status = Literal["running", "done", "failed", "preempted"]
 

@@ -27,7 +27,7 @@ ORDER = """
     losses gradients optimizer update
     trunks passes step_metrics step
     run_folder lock metrics alarms console profile manifest restore checkpoint
-    loading evaluate experiment reward_process
+    loading evaluate experiment experiment_code reward_process
     prepare programs run_header run_facts resume samples loop train
     workload ceilings phase_times memory_layers memory abstract_step plan_advice plan_report plan
     bench_report bench
