@@ -30,7 +30,8 @@ help: ## this list
 	  'WORKLOAD=w1     what bench times: names in experiments/bench/, or .py files' \
   'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \
 	  'PYTHON=python3  interpreter, 3.11 or newer; another one gets its own environment' \
-	  'VENV=$(VENV)      virtual environment'
+	  'VENV=$(VENV)      virtual environment' \
+	  $(TPU_HELP) $(CHECK_HELP)
 
 setup: $(STAMP)-setup ## virtual environment with all that training needs
 	@echo "ready: $(VENV)/bin/ppo-jax --help"
@@ -107,3 +108,6 @@ $(STAMP)-oracle: $(STAMP)-test
 $(STAMP)-lint: $(STAMP)-setup
 	$(PIP) --editable '.[lint]'
 	@touch $@
+
+include experiments/launch/tpu.mk
+include experiments/scale/check.mk

@@ -1,6 +1,8 @@
 """The whole train step lowered for shapes alone: to be compiled where nothing is to run."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +13,44 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.memory import Case, abstract_weights
 from ppo_jax.sharding import batch_sharding, replicated
 from ppo_jax.step import Setup, train_step
-from ppo_jax.types import Prompts
+from ppo_jax.types import Prompts, PyTree
 
 
-def lower_step(config: Config, case: Case, mesh: Mesh, decoder: Decoder) -> jax.stages.Lowered:
-    """As training compiles it, but that policy and critic are computed by one decoder and that the
-    reward counts tokens: any will do that a device computes."""
-    rule = lambda rollout, columns, tables: rollout.mask_BT.sum(axis=1)
-    setup = Setup(config, mesh, decoder, decoder, {"rule": rule}, {"rule": 1.0})
+class Rewards(NamedTuple):
+    """The step's rewards, each computed on the device, by name; arrays may be shapes alone."""
+
+    rules: dict[str, Callable]  # fn(rollout, columns, tables) -> [B] or [B, T]
+    weights: dict[str, float]
+    tables: dict[str, PyTree]
+    columns: dict[str, Any]  # numeric columns of the data, [B]
+
+
+def count_tokens(rollout, columns, tables):
+    """A reward that stands for any other: the tokens of each response, [B]."""
+    return rollout.mask_BT.sum(axis=1)
+
+
+TOKENS = Rewards({"rule": count_tokens}, {"rule": 1.0}, {"rule": ()}, {})
+
+
+def lower_step(
+    config: Config,
+    case: Case,
+    mesh: Mesh,
+    decoder: Decoder,
+    *,
+    critic: Decoder | None = None,
+    rewards: Rewards = TOKENS,
+) -> jax.stages.Lowered:
+    """As training compiles it, on devices that need not be here. `critic` computes a trunk of
+    another shape than the policy's; None: `decoder` does."""
+    setup = Setup(config, mesh, decoder, critic or decoder, rewards.rules, rewards.weights)
     state, still = abstract_weights(config, case.model, case.critic)
-    frozen = {**still, "reward": {"rule": ()}}
+    frozen = {**still, "reward": rewards.tables}
     shape, B = jax.ShapeDtypeStruct, config.rollout.batch_size
     rows = lambda *columns: shape((B, *columns), jnp.int32)
-    prompts = Prompts(rows(case.width), shape((B, case.width), bool), rows(), rows(), {})
+    ids, mask = rows(case.width), shape((B, case.width), bool)
+    prompts = Prompts(ids, mask, rows(), rows(), rewards.columns)
     hparams = jax.tree.map(lambda _: shape((), jnp.float32), config.hparams)
     whole, split = replicated(mesh), batch_sharding(mesh)
     put = lambda tree, where: jax.tree.map(lambda x: shape(x.shape, x.dtype, sharding=where), tree)

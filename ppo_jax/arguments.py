@@ -1,9 +1,12 @@
 """Arguments of the commands that read and write files; every field is a flag."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from ppo_jax.errors import ConfigError
 
 Switches = TypeVar("Switches", bound=Any)
+Values = TypeVar("Values", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,17 @@ class TrainArgs:
 
     strict_resume: bool = False  # end with code 4 instead of going back to an older checkpoint
     allow_config_change: bool = False  # go on with other options than the checkpoint was made with
+
+
+@dataclass(frozen=True)
+class ProcessArgs:
+    """Which of a run's processes this one is; each of them runs the same command."""
+
+    coordinator: str | None = None  # HOST:PORT of process 0
+    processes: int | None = None  # how many there are
+    process: int | None = None  # which one this is, from 0
+    distributed: Literal["auto", "off"] = "auto"  # auto: one of those that a cluster has started
+    join_seconds: float = 300.0  # that they wait for each other at the start
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,14 @@ class ExportArgs:
 class PlanArgs:
     """What an experiment is planned for: floors of its time, memory, and whether it fits."""
 
-    device: str = "cpu"  # h200, h100, a100, v4, v5e, v5p, v6e; cpu: this one, measured
+    device: str = "cpu"  # b200, h200, h100, a100, v4, v5e, v5p, v6e; cpu: this one, measured
     devices: int = 1  # that share the batch
     mean_response: float | None = None  # tokens, geometric; None: all of rollout.max_new_tokens
     out: str | None = None  # .json to write
+    compile: bool = False  # compile the step for devices that need not be here; needs one of:
+    accelerator: str | None = None  # TPU slice, as Cloud TPU names it: v5litepod-8, v6e-8, v5p-8
+    gpu: str | None = None  # a100, h100, h200, b200; as many as `devices`
+    hlo: str | None = None  # file for the compiled program's text
 
 
 @dataclass(frozen=True)
@@ -72,16 +90,21 @@ class BenchArgs:
     compare: str | None = None  # an earlier result, .json
 
 
+SWITCHES = ("--compile",)  # flags of these commands that mean True where they stand alone
+
+
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """(words of the command's own arguments, words of the experiment's Config): only the latter's
     flags have dots."""
     own: list[str] = []
     rest: list[str] = []
     target = rest
-    for word in words:
+    for word, after in zip(words, [*words[1:], ""], strict=True):
         if word.startswith("--"):
             target = rest if "." in word.split("=")[0] or word == "--help" else own
         target.append(word)
+        if word in SWITCHES and after not in ("True", "False"):
+            target.append("True")
     return own, rest
 
 
@@ -91,6 +114,38 @@ def take_switches(cls: type[Switches], words: list[str]) -> tuple[Switches, list
     spelt = lambda word: word.replace("-", "_").replace("__", "--", 1)
     on = {names[spelt(word)]: True for word in words if spelt(word) in names}
     return cls(**on), [word for word in words if spelt(word) not in names]
+
+
+def take_values(cls: type[Values], words: list[str]) -> tuple[Values, list[str]]:
+    """(`cls` with the values that the words `--name value` or `--name=value` give, other words).
+
+    Raises ConfigError naming the flag that has none, or one of another type.
+    """
+    kinds = {field.name: field.type for field in fields(cls)}
+    found: dict[str, Any] = {}
+    rest, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        flag, has_value, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in kinds:
+            rest.append(word)
+            continue
+        if not has_value and (not left or left[0].startswith("--")):
+            raise ConfigError(f"{flag}: a value is missing")
+        found[name] = _value(flag, kinds[name], value if has_value else left.pop(0))
+    return cls(**found), rest
+
+
+def _value(flag: str, kind: Any, text: str) -> Any:
+    """The text as a value of the annotation `kind`."""
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise ConfigError(f"{flag}={text}: must be one of {', '.join(get_args(kind))}")
+    convert = next((k for k in (int, float) if k in (kind, *get_args(kind))), str)
+    try:
+        return convert(text)
+    except ValueError:
+        raise ConfigError(f"{flag}={text}: must be a number") from None
 
 
 RANGES = {
@@ -104,4 +159,5 @@ RANGES = {
     "warmup": "[1, inf)",
     "devices": "[1, inf)",
     "mean_response": "[1, inf)",
+    "join_seconds": "[1, inf)",
 }

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from ppo_jax.config import ModelConfig
 from ppo_jax.sharding import BATCH
@@ -79,16 +80,27 @@ def _missing_cudnn() -> str | None:
 
 
 def per_device(mesh: Mesh | None, kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """`kernel(*arrays)` with the rows of every array split over the devices of the mesh.
+    """`kernel(*arrays)` with the rows of every array split over the devices of the mesh, and where
+    it has a third axis, of heads, these over `tensor`.
 
     XLA partitions no custom kernel by itself. Inside a `shard_map` (the rollout) rows are split
     already; `mesh` may be None where there is one device only.
     """
-    inside = jax.sharding.get_abstract_mesh().manual_axes
-    if mesh is None or mesh.size == 1 or inside:
+    inside = jax.sharding.get_abstract_mesh()
+    if mesh is None or mesh.size == 1 or (inside.manual_axes and mesh.shape["tensor"] == 1):
         return kernel(*arrays)
+    axes = {"tensor"} if inside.manual_axes else set(mesh.axis_names)
+    rows = (None,) if inside.manual_axes else BATCH
+    spec = lambda x: P(*rows, None, "tensor") if x.ndim > 2 else P(*rows)
     # check_vma: Pallas does not say along which axes its outputs vary.
-    split = jax.shard_map(kernel, mesh=mesh, in_specs=BATCH, out_specs=BATCH, check_vma=False)
+    split = jax.shard_map(
+        kernel,
+        mesh=inside if inside.manual_axes else mesh,
+        in_specs=tuple(map(spec, arrays)),
+        out_specs=spec(arrays[-1]),
+        axis_names=axes,
+        check_vma=False,
+    )
     return split(*arrays)
 
 

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from ppo_jax import faults, manifest, storage
 from ppo_jax.errors import CheckpointError, StorageError
+from ppo_jax.processes import is_writer
 from ppo_jax.restore import quiet_orbax
-from ppo_jax.run_folder import is_writer
 from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 

@@ -32,6 +32,7 @@ class Chip(NamedTuple):
 TABLE = {
     chip.name: chip
     for chip in (
+        Chip("b200", "gpu", 180e9, 8.0e12, 2.25e15, SHEET),
         Chip("h200", "gpu", 141e9, 4.8e12, 9.89e14, SHEET),
         Chip("h100", "gpu", 80e9, 3.35e12, 9.89e14, SHEET),
         Chip("a100", "gpu", 80e9, 2.0e12, 3.12e14, SHEET),

@@ -6,6 +6,7 @@ A field that is `None` is a feature that is not in the program at all.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -177,7 +178,19 @@ class OptimOptions:
 
 @dataclass(frozen=True)
 class ParallelOptions:
-    data: int = -1  # devices that share the batch; -1: all
+    """Sizes of the mesh; one of them may be -1, which is what the others leave."""
+
+    data: int = -1  # shares of the batch, the weights whole on each
+    fsdp: int = 1  # shares of the batch that hold a share of every weight each
+    tensor: int = 1  # shares of the heads and of the matrices' widths
+    rollout: Literal["shard_map", "pmap"] = "shard_map"  # pmap: with data alone
+
+    def sizes(self, devices: int) -> tuple[int, int, int]:
+        """(data, fsdp, tensor) on so many devices; what -1 stands for rounded down, at least 1."""
+        asked = self.data, self.fsdp, self.tensor
+        rest = max(1, devices // math.prod(size for size in asked if size != -1))
+        data, fsdp, tensor = (rest if size == -1 else size for size in asked)
+        return data, fsdp, tensor
 
 
 @dataclass(frozen=True)

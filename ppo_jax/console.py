@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_jax.metrics import first_and_last
-from ppo_jax.run_folder import is_writer
+from ppo_jax.processes import is_writer
 from ppo_jax.text import visible
 
 Update = Callable[[int, Mapping[str, float | int]], None]

@@ -8,9 +8,11 @@ its keys then reads memory in order.
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ppo_jax.config import ModelConfig
 from ppo_jax.types import Array
+from ppo_jax.weight_sharding import on_own_heads
 
 ONE_BLOCK = 128  # columns up to which splitting them saves less than the branches cost
 SMALLEST = 32  # columns a response adds to a block, at least
@@ -29,10 +31,13 @@ def block_widths(prompt: int, new: int, blocks: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in zip((0, *ends), ends, strict=False))
 
 
-def empty(config: ModelConfig, dtype, slots: int, widths: tuple[int, ...]) -> list[Cache]:
+def empty(
+    config: ModelConfig, dtype, slots: int, widths: tuple[int, ...], mesh: Mesh | None = None
+) -> list[Cache]:
     """Caches of all layers, zeros: what nobody has written is masked, but must be finite."""
     block = lambda width: jnp.zeros((slots, config.num_kv_heads, width, config.head_dim), dtype)
-    return [[(block(w), block(w)) for w in widths] for _ in range(config.num_layers)]
+    caches = [[(block(w), block(w)) for w in widths] for _ in range(config.num_layers)]
+    return on_own_heads(mesh, caches, axis=1)
 
 
 def write_token(cache: Cache, k_W1GK: Array, v_W1GK: Array, column_W: Array) -> Cache:

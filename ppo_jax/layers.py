@@ -1,5 +1,6 @@
 """One block of the decoder, in Flax linen: norms, matrices with their adapters, attention, MLP."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from ppo_jax.config import ModelConfig
 from ppo_jax.decoder import Decoder
 from ppo_jax.rope import Rotation, rotate
 from ppo_jax.types import Array
+from ppo_jax.weight_sharding import Place, gather, place_of, share
 
 ACTIVATIONS = {
     "silu": nn.silu,
@@ -44,33 +46,40 @@ class Norm(nn.Module):
         return x32.astype(self.decoder.compute)
 
 
-@jax.custom_vjp
-def product(x: Array, kernel_DF: Array) -> Array:
-    """x @ kernel of x [..., D], with a gradient for the kernel that suits the platform."""
-    return x @ kernel_DF
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(place: Place | None, x: Array, kernel_DF: Array) -> Array:
+    """x @ kernel of x [..., D], in x's dtype, with a gradient for the kernel that suits the platform.
+
+    The kernel is cast and, where the mesh shares it, gathered right here. Its gradient is float32
+    before it is summed over devices, whatever the dtype of the product.
+    """
+    return x @ gather(place, kernel_DF.astype(x.dtype))
 
 
-def _product_forward(x, kernel_DF):
-    return x @ kernel_DF, (x, kernel_DF)
+def _product_forward(place, x, kernel_DF):
+    return product(place, x, kernel_DF), (x, kernel_DF)
 
 
-def _product_backward(saved, grad):
+def _product_backward(place, saved, grad):
     x, kernel_DF = saved
     D, F = kernel_DF.shape
     grad_DF = lax.platform_dependent(
         x.reshape(-1, D), grad.reshape(-1, F), cpu=_grad_on_cpu, default=_grad_over_rows
     )
-    return grad @ kernel_DF.T, grad_DF
+    grad_x = grad @ gather(place, kernel_DF.astype(x.dtype)).T
+    return grad_x, share(place, grad_DF).astype(kernel_DF.dtype)
 
 
 def _grad_over_rows(x_ND: Array, grad_NF: Array) -> Array:
-    return lax.dot_general(x_ND, grad_NF, (((0,), (0,)), ((), ())))
+    over_rows = (((0,), (0,)), ((), ()))
+    return lax.dot_general(x_ND, grad_NF, over_rows, preferred_element_type=jnp.float32)
 
 
 def _grad_on_cpu(x_ND: Array, grad_NF: Array) -> Array:
     # XLA's fast products want their operands upright. Left to itself it takes slow ones, or writes
     # the transpose of the output's gradient with all the arithmetic before it in strided steps.
-    return lax.optimization_barrier(x_ND.T) @ grad_NF
+    upright_DN = lax.optimization_barrier(x_ND.T)
+    return jnp.matmul(upright_DN, grad_NF, preferred_element_type=jnp.float32)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -87,20 +96,23 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x_BSD):
         dtype = self.decoder.compute
-        cast = lambda name: self.get_variable("params", name).astype(dtype)
+        own = lambda name: self.get_variable("params", name)
+
+        def times(x, name: str):
+            place = place_of(self.decoder.mesh, self.name or "", name, own(name).shape)
+            return product(place, x, own(name))
+
         along_F = lambda y_F: jnp.broadcast_to(y_F, (*x_BSD.shape[:-1], self.features))
         init = nn.initializers.normal(self.decoder.config.init_std)
-        kernel_DF = self.param("kernel", init, (x_BSD.shape[-1], self.features), jnp.float32)
-        y_BSF = product(x_BSD, kernel_DF.astype(dtype))
+        self.param("kernel", init, (x_BSD.shape[-1], self.features), jnp.float32)
+        y_BSF = times(x_BSD, "kernel")
         if self.has_variable("params", "kernel_scale"):
-            scale_F = self.get_variable("params", "kernel_scale")
-            y_BSF = (y_BSF.astype(jnp.float32) * along_F(scale_F)).astype(dtype)
+            y_BSF = (y_BSF.astype(jnp.float32) * along_F(own("kernel_scale"))).astype(dtype)
         if self.has_variable("params", "lora_a"):
-            low_BSR = product(x_BSD, cast("lora_a"))
-            y_BSF += product(low_BSR, cast("lora_b")) * self.decoder.lora_scale
+            y_BSF += times(times(x_BSD, "lora_a"), "lora_b") * self.decoder.lora_scale
         if self.bias:
             bias_F = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y_BSF += along_F(bias_F.astype(dtype))
+            y_BSF += along_F(bias_F).astype(dtype)
         return y_BSF
 
 

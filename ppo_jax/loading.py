@@ -167,7 +167,16 @@ def load_trunk(source: Source) -> PyTree:
         return load_hf(source.folder)[1]
     key = jax.random.fold_in(jax.random.key(source.seed), INIT_KEY)
     init = jax.jit(init_trunk, static_argnums=0)  # one program, where each draw would be one
-    return jax.tree.map(np.asarray, init(source.config, key))
+    with jax.default_device(_host()):  # one accelerator may not hold them all
+        return jax.tree.map(np.asarray, init(source.config, key))
+
+
+def _host() -> jax.Device | None:
+    """The CPU, where JAX may use it: JAX_PLATFORMS may name accelerators alone."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def load_adapters(source: Source) -> PyTree:

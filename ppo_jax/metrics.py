@@ -17,7 +17,8 @@ import jax
 from ppo_jax import faults
 from ppo_jax.config_io import NONFINITE
 from ppo_jax.errors import StorageError
-from ppo_jax.run_folder import RunFolder, is_writer, read_lines
+from ppo_jax.processes import is_writer
+from ppo_jax.run_folder import RunFolder, read_lines
 from ppo_jax.storage import publish, to_append
 from ppo_jax.types import Array
 

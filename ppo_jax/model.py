@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ppo_jax import attention, kv_cache
@@ -22,6 +23,7 @@ from ppo_jax.rope import pick, positions_from_mask, rotations
 from ppo_jax.stream import Layout, Stream
 from ppo_jax.stream_attention import over_stream
 from ppo_jax.types import Array, PyTree
+from ppo_jax.weight_sharding import Place, gather, gathered, place_of, share, split_rows_only
 
 SCAN_FROM_LAYERS = 12  # below, unrolled layers compile fast enough and run faster
 
@@ -29,12 +31,45 @@ SCAN_FROM_LAYERS = 12  # below, unrolled layers compile fast enough and run fast
 def embed(decoder: Decoder, params: PyTree, ids: Array, positions: Array) -> Array:
     """Embedded tokens [..., D] in the compute dtype; `positions` is read where it is learned."""
     config = decoder.config
-    x = params["embed"]["embedding"].astype(decoder.compute)[ids]
+
+    def rows(module: str, index: Array) -> Array:
+        table = params[module]["embedding"]
+        place = place_of(decoder.mesh, module, "embedding", table.shape)
+        return look_up(place, decoder.compute, table, index)
+
+    x = rows("embed", ids)
     if config.scale_embedding:
         x = x * jnp.asarray(config.embed_dim**0.5, decoder.compute)
-    if config.position == "learned":
-        x = x + params["positions"]["embedding"].astype(decoder.compute)[positions]
-    return x
+    return x + rows("positions", positions) if config.position == "learned" else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def look_up(place: Place | None, dtype: jnp.dtype, table_ND: Array, index: Array) -> Array:
+    """Rows [..., D] of a table in this dtype, with a float32 gradient for the table."""
+    return gather(place, table_ND.astype(dtype))[index]
+
+
+def _look_up_forward(place, dtype, table_ND, index):
+    # An empty array tells the backward pass the table's dtype, for which it needs nothing else.
+    return look_up(place, dtype, table_ND, index), (table_ND[:0], table_ND.shape[0], index)
+
+
+def _look_up_backward(place, dtype, saved, grad):
+    empty, N, index = saved
+    zeros_ND = jnp.zeros((N, grad.shape[-1]), jnp.float32)
+    # Each device adds up whole rows, of its own tokens; then they are summed to the shares.
+    grad_ND = gather(place, zeros_ND.at[index].add(grad.astype(jnp.float32)))
+    return share(place, grad_ND).astype(empty.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def head_of(decoder: Decoder, params: PyTree) -> PyTree:
+    """The part of a trunk that makes logits, gathered: once, for all chunks of tokens."""
+    module, name = ("lm_head", "kernel") if "lm_head" in params else ("embed", "embedding")
+    table = params[module][name]
+    return {module: {name: gathered(place_of(decoder.mesh, module, name, table.shape), table)}}
 
 
 def unembed(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
@@ -60,6 +95,7 @@ def stream_trunk(decoder: Decoder, params: PyTree, stream: Stream, layout: Layou
     angles = rotations(config, stream.positions_ZN)
 
     def layer(local, layer_params, x_ZND):
+        x_ZND = split_rows_only(decoder.mesh, x_ZND)
         run = lambda q, k, v: (attend(local, q, k, v), None)
         return Block(decoder).apply({"params": layer_params}, x_ZND, pick(angles, local), run)[0]
 
@@ -182,7 +218,9 @@ def stack_layers(params: PyTree) -> PyTree:
     """The trunk with its list of layers stacked along a leading axis, for the scan."""
     if not isinstance(params["layers"], list):
         return params
-    return {**params, "layers": jax.tree.map(lambda *x: jnp.stack(x), *params["layers"])}
+    # Weights of the host stay there: one device may not hold them all.
+    stack = lambda *x: np.stack(x) if isinstance(x[0], np.ndarray) else jnp.stack(x)
+    return {**params, "layers": jax.tree.map(stack, *params["layers"])}
 
 
 def unstack_layers(params: PyTree) -> PyTree:

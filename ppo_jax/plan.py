@@ -1,32 +1,30 @@
 """What an experiment will cost, before anything runs: time floors, memory, and what to change where
 it does not fit. Reads the model's config and the prompts, never the weights."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppo_jax import attention, chips
+from ppo_jax import chips
 from ppo_jax.arguments import PlanArgs
 from ppo_jax.chips import Chip
-from ppo_jax.config import Config, ModelConfig
+from ppo_jax.compile_check import run_check
+from ppo_jax.config import Config
 from ppo_jax.cost import Lengths, Work, floor_seconds, phase_work
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment
-from ppo_jax.loading import Source, open_source
-from ppo_jax.memory import Case, memory_of
-from ppo_jax.model import scans_layers
+from ppo_jax.memory import memory_of
 from ppo_jax.plan_advice import advise
 from ppo_jax.plan_report import Phase, Plan, show_plan
-from ppo_jax.prepare import open_critic
-from ppo_jax.validate import check_devices, check_model
-from ppo_jax.workload import dataset_of, workload_of
+from ppo_jax.planned import open_planned
 
 
 def run_plan(experiment: Experiment, config: Config, options: PlanArgs) -> None:
-    """The command: make the plan, show it, write it where asked for."""
+    """The command: make the plan, show it, write it where asked for; or compile the step."""
+    if options.compile or options.accelerator is not None or options.gpu is not None:
+        return run_check(experiment, config, options)
     made = plan(experiment, config, options)
     show_plan(made)
     if options.out is not None:
@@ -41,45 +39,17 @@ def plan(experiment: Experiment, config: Config, options: PlanArgs) -> Plan:
     """
     chip = chips.find_chip(options.device)
     _check_options(config, options)
-    source = open_source(
-        config.model.path,
-        config.model.shape,
-        seed=config.run.seed,
-        base_path=config.model.base_path,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    critic_source = open_critic(config, source)
-    config = settle(config, source, chip.platform, options.devices)
-    model, critic = source.config, _critic_shape(config, source, critic_source)
-    prompts = _prompt_tokens(experiment, config, source)
-    width = int(prompts.max())
-    check_model(config, model, width)
+    planned = open_planned(experiment, config, chip.platform, options.devices)
+    config, case = planned.config, planned.case
+    model, critic = case.model, case.critic
+    prompts = np.asarray([len(ids) for ids in planned.dataset.prompt_ids])
     lengths = expected_lengths(config, prompts, options.mean_response)
-    case = Case(model, critic, width, options.devices, chip.platform)
     memory = memory_of(config, case)
     advice = advise(config, case, chip.memory_bytes) if memory.peak > chip.memory_bytes else []
     phases = _phases(config, model, critic, lengths, chip, options.devices)
     return Plan(
         experiment.name, config, model, chip, options.devices, lengths, phases, memory, advice
     )
-
-
-def settle(config: Config, source: Source, platform: str, devices: int) -> Config:
-    """Every `auto` of the model as the device will have it, which is not the one planned on."""
-    asked = config.model
-    dtype = asked.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
-    kernel, _ = attention.choose(asked.attention, source.config, dtype, platform)
-    lora = asked.lora
-    if lora.rank is not None and source.adapters is not None:
-        lora = dataclasses.replace(lora, targets=source.adapters.lora.targets)
-    layers = "scan" if scans_layers(source.config, asked) else "unroll"
-    model = dataclasses.replace(
-        asked, compute_dtype=dtype, scan_layers=layers, attention=kernel, lora=lora
-    )
-    parallel = dataclasses.replace(config.parallel, data=devices)
-    return dataclasses.replace(config, model=model, parallel=parallel)
 
 
 def expected_lengths(config: Config, prompts: np.ndarray, mean: float | None) -> Lengths:
@@ -145,20 +115,6 @@ def _check_options(config: Config, options: PlanArgs) -> None:
             f"mean_response={mean:g}: must be in [1, {longest}] (rollout.max_new_tokens); "
             f"nearest valid: {near}"
         )
-    parallel = dataclasses.replace(config.parallel, data=-1)
-    check_devices(dataclasses.replace(config, parallel=parallel), options.devices)
-
-
-def _critic_shape(config: Config, source: Source, critic: Source | None) -> ModelConfig | None:
-    if config.model.critic == "shared":
-        return None
-    return source.config if critic is None else critic.config
-
-
-def _prompt_tokens(experiment: Experiment, config: Config, source: Source) -> np.ndarray:
-    """Tokens of every prompt there is."""
-    dataset = dataset_of(workload_of(experiment), config, source)
-    return np.asarray([len(ids) for ids in dataset.prompt_ids])
 
 
 def _phases(config, model, critic, lengths: Lengths, chip: Chip, devices: int) -> dict[str, Phase]:

@@ -32,6 +32,7 @@ class Preemption:
         self._asked_at = math.inf
         self.durable: Callable[[], int | None] = lambda: None  # the newest step on the disk
         self.settle: Callable[[float], None] = lambda seconds: None  # waits for a save under way
+        self.tell: Callable[[int, str], None] = lambda code, line: None  # other processes
         self._lock = threading.Lock()
         self._phase, self._ends = "start", math.inf
         self._last_resort: threading.Timer | None = None
@@ -77,6 +78,7 @@ class Preemption:
     def _end(self, why: str) -> None:
         step = self.durable()
         have = "nothing was saved yet" if step is None else f"step {step} is saved"
+        self.tell(Preempted.exit_code, f"preempted: {why}")
         line = f"ppo-jax: preempted ({why}); {have}; the same command goes on from there"
         # Not through Python's buffers: a thread that was interrupted may hold their lock.
         stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2

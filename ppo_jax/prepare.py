@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ppo_jax import data
 from ppo_jax.config import Config, HParams
@@ -25,10 +26,11 @@ from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part, check_columns, parse_rewards
 from ppo_jax.rewards.host import SEEDS, HostScores, Rows
-from ppo_jax.sharding import make_mesh, put_replicated
+from ppo_jax.sharding import make_mesh, put, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
 from ppo_jax.validate import check_model
+from ppo_jax.weight_sharding import weight_shardings
 
 # Folded in for the first adapters: no iteration of a run has these numbers.
 LORA_KEY, CRITIC_LORA_KEY = 2**31 - 3, 2**31 - 4
@@ -120,12 +122,12 @@ def prepare(
         part.name: part.device.make_tables(source.tokenizer, source.config.vocab_size)
         for part in device_parts
     }
-    state = init_state(config, trained)
+    state = place_state(config, mesh, trained)
     hparams = jax.tree.map(jnp.float32, config.hparams)
     width = data.prompt_width(dataset)
     run = Run(config, setup, parts, dataset, source.tokenizer, width, hparams)
-    frozen = put_replicated(mesh, {**still, "reward": tables})
-    return run, put_replicated(mesh, state), frozen
+    frozen = put(still, weight_shardings(mesh, still))
+    return run, state, {**frozen, "reward": put_replicated(mesh, tables)}
 
 
 def initial_weights(
@@ -197,6 +199,15 @@ def open_critic(config: Config, source: Source) -> Source | None:
             f"data.max_prompt_tokens + rollout.max_new_tokens"
         )
     return critic
+
+
+def place_state(config: Config, mesh: Mesh, params: PyTree) -> TrainState:
+    """The state before the first iteration on the devices, from weights on the host. No device
+    ever holds more of it than its share."""
+    first = lambda params: jax.tree.map(lambda x: x.copy(), init_state(config, params))
+    shardings = weight_shardings(mesh, jax.eval_shape(first, params))
+    placed = put(params, weight_shardings(mesh, params))
+    return jax.jit(first, out_shardings=shardings, donate_argnums=0)(placed)
 
 
 def init_state(config: Config, params: PyTree) -> TrainState:

@@ -19,6 +19,7 @@ from ppo_jax.sharding import batch_sharding, put_batch, replicated
 from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
 
+KEEP = object()  # of a result: laid out as the program's first argument, the state, is
 MAX_EMPTY = 3  # batches in a row without any score, after which the reward is taken for broken
 
 Scores = dict[str, np.ndarray]  # by name, float32 [B]
@@ -59,7 +60,7 @@ def _fused(run: Run, built: _Built):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
     step_program = _program(
-        built, "train_step", run, train_step, (whole, whole, rows, rows), donate=True
+        built, "train_step", run, train_step, (KEEP, whole, rows, rows), donate=True
     )
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
@@ -75,7 +76,7 @@ def _cut(run: Run, built: _Built):
     whole, rows = replicated(mesh), batch_sharding(mesh)
     sample = _program(built, "sample", run, sample_rollout, rows)
     score = _program(built, "score", run, _score, rows)
-    update = _program(built, "update", run, learn, (whole, whole, rows, rows), donate=True)
+    update = _program(built, "update", run, learn, (KEEP, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
     empty = 0  # batches in a row without any score
 
@@ -131,11 +132,14 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
         return function(run.setup, *arguments)
 
     traced.__name__ = name
-    jitted = jax.jit(traced, donate_argnums=0 if donate else (), out_shardings=out_shardings)
 
     def call(*arguments):
         if name not in built.compiled:
             clock = time.monotonic()
+            as_it_is = jax.tree.map(lambda x: x.sharding, arguments[0])
+            shardings = jax.tree.map(lambda s: as_it_is if s is KEEP else s, out_shardings)
+            donated = 0 if donate else ()
+            jitted = jax.jit(traced, donate_argnums=donated, out_shardings=shardings)
             built.compiled[name] = jitted.lower(*arguments).compile()
             built.compile_seconds[name] = time.monotonic() - clock
             freed_memory.give_back()

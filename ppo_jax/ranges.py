@@ -71,6 +71,8 @@ RANGES = {
     "optim.final_ratio": "[0, 1]",
     "optim.max_nonfinite": COUNT,
     "parallel.data": "[1, inf) or -1",
+    "parallel.fsdp": "[1, inf) or -1",
+    "parallel.tensor": "[1, inf) or -1",
     "run.iterations": COUNT,
     "run.seed": "[0, 4294967295]",
     "run.checkpoint_every": COUNT,

@@ -11,7 +11,8 @@ from ppo_jax.checkpoint import ASIDE, put_aside
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import CheckpointError, ConfigError
-from ppo_jax.run_folder import RunFolder, is_writer
+from ppo_jax.processes import is_writer
+from ppo_jax.run_folder import RunFolder
 
 # What may differ between the parts of one run without a word: it alters nothing that is computed.
 FREE = frozenset(
@@ -26,7 +27,9 @@ FREE = frozenset(
     "reward.timeout",
 }
 # What may differ likewise, but not to the last bit.
-INEXACT = ("reward.workers", "reward.row_timeout", "parallel.data")
+INEXACT = (
+    "reward.workers reward.row_timeout parallel.data parallel.fsdp parallel.tensor parallel.rollout"
+).split()
 # What the checkpoint itself depends on, its shape or what its counters stand for.
 STRUCTURAL = (
     "model.path model.base_path model.critic_path model.shape model.scan_layers model.critic "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ppo_jax.rope import positions_from_mask
 from ppo_jax.sharding import BATCH, REPLICATED, batch_devices
 from ppo_jax.slots import State
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
+from ppo_jax.weight_sharding import whole_logits
 
 
 class _Record(NamedTuple):
@@ -96,7 +97,7 @@ def _start(decoder: Decoder, options: RolloutOptions, B: int, P: int, *, greedy,
     widths = kv_cache.block_widths(P, options.max_new_tokens, options.cache_widths)
     return State(
         slots.empty(W),
-        kv_cache.empty(config, decoder.compute, W, widths),
+        kv_cache.empty(config, decoder.compute, W, widths, decoder.mesh),
         _empty_record(B, options, config.pad_token_id, greedy=greedy, values=values),
         queued=jnp.int32(0),
         steps=jnp.int32(0),
@@ -113,7 +114,8 @@ def _emitter(decoder, options, params, head, prompts: Prompts, key, temperature,
     )
 
     def emit(record: _Record, row_N, t_N, live_N, hidden_ND):
-        logits_NV = unembed(decoder, params, hidden_ND) / (1.0 if greedy else temperature)
+        logits_NV = whole_logits(decoder.mesh, unembed(decoder, params, hidden_ND))
+        logits_NV /= 1.0 if greedy else temperature
         if options.min_new_tokens > 0:
             logits_NV = sampling.suppress(logits_NV, stops, t_N < options.min_new_tokens)
         if greedy:
@@ -193,15 +195,44 @@ def _pad_last(x_N, room: tuple[int, ...]):
     return jnp.pad(x_N, ((0, 0), (0, room[0] - x_N.shape[1])), constant_values=-1)
 
 
-def sharded_sample(mesh: Mesh, decoder: Decoder, options: RolloutOptions, *, greedy: bool = False):
-    """`sample` under `shard_map`: the same signature less the static arguments, global arrays."""
+def sharded_sample(
+    mesh: Mesh,
+    decoder: Decoder,
+    options: RolloutOptions,
+    *,
+    greedy: bool = False,
+    under: Literal["shard_map", "pmap"] = "shard_map",
+):
+    """`sample` on every device's rows: the same signature less the static arguments, global arrays.
+
+    Under `shard_map` the devices of `data` and `fsdp` each run a program of their own, among whose
+    `tensor` devices the compiler splits heads and matrices. Under `pmap` there is `data` alone.
+    """
     if options.slots is not None:
         options = dataclasses.replace(options, slots=options.slots // batch_devices(mesh))
     per_device = functools.partial(sample, decoder, options, greedy=greedy)
+    if under == "pmap":
+        return _under_pmap(mesh, per_device)
     return jax.shard_map(
         per_device,
         mesh=mesh,
         in_specs=(REPLICATED, REPLICATED, BATCH, REPLICATED, REPLICATED),
         out_specs=BATCH,
+        axis_names=set(mesh.axis_names if mesh.shape["tensor"] == 1 else mesh.axis_names[:2]),
         check_vma=False,  # the loops' carries start as constants, the same on every device
     )
+
+
+def _under_pmap(mesh: Mesh, per_device):
+    """Rows as [devices, rows of one, ...], which is how `jax.pmap` deals them."""
+    devices = list(mesh.devices.flat)
+    mapped = jax.pmap(per_device, in_axes=(None, None, 0, None, None), devices=devices)
+    deal = lambda x: x.reshape(len(devices), -1, *x.shape[1:])
+    gather = lambda x: x.reshape(-1, *x.shape[2:])
+
+    def sample_all(params, head, prompts: Prompts, key: Array, temperature) -> Rollout:
+        temperature = jnp.float32(temperature)
+        rollout = mapped(params, head, jax.tree.map(deal, prompts), key, temperature)
+        return jax.tree.map(gather, rollout)
+
+    return sample_all

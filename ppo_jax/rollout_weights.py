@@ -11,6 +11,7 @@ from ppo_jax.lora import merge
 from ppo_jax.model import cast_weights, unstack_layers
 from ppo_jax.quantize import quantize_layers
 from ppo_jax.types import PyTree
+from ppo_jax.weight_sharding import gather_trunk
 
 
 def rollout_copy(
@@ -22,7 +23,8 @@ def rollout_copy(
     them. In bfloat16 a change below a kernel's last bit is lost on the way; `unmerged` keeps the
     adapters beside the kernels, as the training forward has them. In another dtype than
     float32 and in 8 bits, where every kernel is a new array anyway, those that read the same input
-    are joined into one.
+    are joined into one; but not where devices share their columns. Weights that are shared over
+    `fsdp` are gathered, once they are cast.
     """
     trunk = unstack_layers(trunk)
     if weights != "unmerged":
@@ -30,9 +32,10 @@ def rollout_copy(
     if weights == "int8":
         trunk = quantize_layers(trunk)  # from the unrounded weights
     trunk = cast_weights(decoder, trunk)
-    if weights != "unmerged" and (weights == "int8" or decoder.dtype != "float32"):
+    joins = weights != "unmerged" and (weights == "int8" or decoder.dtype != "float32")
+    if joins and (decoder.mesh is None or decoder.mesh.shape["tensor"] == 1):
         trunk = {**trunk, "layers": [join(layer) for layer in trunk["layers"]]}
-    return trunk
+    return gather_trunk(decoder.mesh, trunk)
 
 
 def join(layer: PyTree) -> PyTree:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_facts(
         "devices": {
             "platform": env["platform"],
             "kind": env["device_kind"],
-            "count": config.parallel.data if config.parallel.data > 0 else jax.device_count(),
+            "count": math.prod(config.parallel.sizes(jax.device_count())),
             "processes": jax.process_count(),
         },
     }

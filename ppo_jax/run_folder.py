@@ -21,6 +21,7 @@ import jax
 
 from ppo_jax.config import Config, RunOptions
 from ppo_jax.errors import ConfigError, DataError, StorageError
+from ppo_jax.processes import is_writer
 from ppo_jax.storage import as_path, write_atomic
 
 BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
@@ -152,12 +153,6 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             raise DataError(f"{path}:{number}: not a JSON object with a whole number as `step`")
         rows.append((line, row))
     return rows
-
-
-def is_writer() -> bool:
-    """Whether this process is the one that writes the run's files. A process by itself does not
-    open the devices to find out: another run may hold them."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def _git() -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ppo_jax import sampling
 from ppo_jax.chunks import by_chunks
 from ppo_jax.decoder import Decoder
-from ppo_jax.model import stream_trunk, unembed, value_head
+from ppo_jax.model import head_of, stream_trunk, unembed, value_head
 from ppo_jax.stream import Layout, Stream, gather, move, pack, row_layout
 from ppo_jax.types import Array, PyTree, Rollout
 
@@ -121,14 +121,10 @@ def token_statistics(scorer, params, columns, count, temperature, ref_params=Non
         gap = jax.nn.logsumexp(ref_over, axis=-1) - norm
         return chosen - norm, entropy, jnp.sum(probs * (over - ref_over), axis=-1) + gap
 
-    shared = _head(params), _head(ref_params), jnp.float32(temperature)
+    ref_head = None if ref_params is None else head_of(scorer.decoder, ref_params)
+    shared = head_of(scorer.decoder, params), ref_head, jnp.float32(temperature)
     width = max(1, scorer.chunk // columns["ids"].shape[0])
     return by_chunks(statistics, width, shared, columns, count)
-
-
-def _head(params: PyTree | None) -> PyTree | None:
-    """The part of a trunk that makes logits, so that nothing else is saved for the backward."""
-    return None if params is None else {k: params[k] for k in ("embed", "lm_head") if k in params}
 
 
 def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Array]:

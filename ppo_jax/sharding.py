@@ -1,7 +1,15 @@
-"""The mesh and where arrays live on it: the only file that names mesh axes."""
+"""The mesh, and where rows of a batch live on it; `weight_sharding` says where weights do.
+
+Axes: `data` and `fsdp` share the rows; `fsdp` also holds a share of every weight each, gathered for
+use; `tensor` shares the heads and the widths of the matrices. In a run of several processes the
+mesh spans all their devices, and each process puts and fetches the rows of its own.
+"""
+
+import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -9,33 +17,37 @@ from ppo_jax.config import ParallelOptions
 from ppo_jax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # rows of a batch; everything else is replicated
+BATCH = P(("data", "fsdp"))  # rows of a batch
 REPLICATED = P()
 
 
 def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
-    """Mesh of `parallel.data` devices (all of them for -1) along the data axis."""
+    """Mesh `data` x `fsdp` x `tensor` of the first so many devices; -1 is what the others leave.
+
+    On TPUs the axes follow the links between the chips; slices that are joined by a network alone
+    share the `data` axis.
+    """
     devices = jax.devices() if devices is None else devices
-    data = len(devices) if parallel.data == -1 else parallel.data
-    grid = np.asarray(devices[:data]).reshape(data, 1, 1)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = parallel.sizes(len(devices))
+    return Mesh(_grid(sizes, devices[: math.prod(sizes)]), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _grid(sizes: tuple[int, int, int], devices: list) -> np.ndarray:
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(sizes)
+    if slices > 1 and sizes[0] % slices == 0:
+        inside = (sizes[0] // slices, *sizes[1:])
+        across = (slices, 1, 1)
+        return mesh_utils.create_hybrid_device_mesh(
+            inside, across, devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """How many devices share the rows of a batch."""
+    """How many shares the rows of a batch have."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def put_batch(mesh: Mesh, rows: PyTree) -> PyTree:
-    """Host arrays with leading axis B, dealt to the devices."""
-    return jax.device_put(rows, batch_sharding(mesh))
-
-
-def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Every leaf whole on every device, in buffers of its own (safe to donate)."""
-    return jax.jit(lambda t: jax.tree.map(lambda x: x.copy(), t), out_shardings=replicated(mesh))(
-        tree
-    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -44,6 +56,77 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, REPLICATED)
+
+
+def put_batch(mesh: Mesh, rows: PyTree) -> PyTree:
+    """Host arrays with leading axis B, the same in every process, dealt to the devices."""
+    return jax.tree.map(lambda x: _placed(x, batch_sharding(mesh)), rows)
+
+
+def put_replicated(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Every leaf whole on every device, in buffers of its own (safe to donate)."""
+    return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays of the host, the same in every process, laid out in buffers of their own."""
+    leaves, structure = jax.tree.flatten(tree)
+    wanted = structure.flatten_up_to(shardings)
+    impls = [jax.random.key_impl(x) if _is_key(x) else None for x in leaves]
+    words = [x if impl is None else jax.random.key_data(x) for x, impl in zip(leaves, impls)]
+    placed = [_placed(x, sharding) for x, sharding in zip(words, wanted, strict=True)]
+
+    def whole(arrays):
+        # A key's words are what travels: no process can place a key on the devices of another.
+        wrap = lambda x, impl: x.copy() if impl is None else jax.random.wrap_key_data(x, impl=impl)
+        return list(map(wrap, arrays, impls))
+
+    # On the CPU what was placed may be memory of NumPy's, which a program must not write over.
+    donate = () if wanted and wanted[0].mesh.devices.flat[0].platform == "cpu" else (0,)
+    return structure.unflatten(
+        jax.jit(whole, out_shardings=wanted, donate_argnums=donate)(placed)
+    )
+
+
+def _placed(x, sharding: NamedSharding) -> jax.Array:
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def _is_key(x) -> bool:
+    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def own_rows(mesh: Mesh, count: int) -> np.ndarray:
+    """Which of `count` rows of a batch lie on this process's devices, ascending."""
+    shares = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    rows = [np.arange(count)[share[0]] for share in shares if share is not None]
+    return np.unique(np.concatenate(rows))
+
+
+def put_own_rows(mesh: Mesh, count: int, rows: PyTree) -> PyTree:
+    """Arrays [count, ...] on all devices, of which this process has the rows `own_rows` names."""
+    own = own_rows(mesh, count)
+
+    def place(x):
+        x = np.asarray(x)
+        take = lambda index: x[np.searchsorted(own, np.arange(count)[index[0]])]
+        shape = (count, *x.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh), take)
+
+    return jax.tree.map(place, rows)
+
+
+def fetch_own_rows(mesh: Mesh, rows: PyTree) -> PyTree:
+    """The rows of this process as NumPy arrays, in the order of `own_rows`; waits for them."""
+
+    def fetch(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        shares = {s.index[0].start or 0: s for s in x.addressable_shards}
+        return np.concatenate([np.asarray(shares[start].data) for start in sorted(shares)])
+
+    return jax.tree.map(fetch, rows)
 
 
 def constrain_rows(mesh: Mesh, rows: PyTree, axis: int = 0) -> PyTree:

@@ -73,7 +73,8 @@ def sample_with(setup: Setup, params: PyTree, prompts: Prompts, key: Array, temp
         policy = rollout_copy(setup.decoder, params["policy"], setup.config.rollout.weights)
         on_trunk = setup.has_critic and "trunk" not in params["value"]
         head = params["value"]["head"] if on_trunk else None
-        sample = sharded_sample(setup.mesh, setup.decoder, setup.config.rollout)
+        under = setup.config.parallel.rollout
+        sample = sharded_sample(setup.mesh, setup.decoder, setup.config.rollout, under=under)
         return sample(policy, head, prompts._replace(columns={}), key, temperature)
 
 

@@ -24,11 +24,11 @@ from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
 from ppo_jax.restore import Unreadable, abstract_like, restore
 from ppo_jax.resume import check_nothing_lost, find_start
+from ppo_jax.processes import is_writer
 from ppo_jax.rewards.pool import open_pool
 from ppo_jax.run_facts import run_facts
 from ppo_jax.run_folder import (
     RunFolder,
-    is_writer,
     make_folder,
     read_status,
     reconcile,

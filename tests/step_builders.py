@@ -23,10 +23,11 @@ from ppo_jax.config import (
 from ppo_jax.decoder import make_decoder
 from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import init_state
-from ppo_jax.sharding import make_mesh, put_batch, put_replicated
+from ppo_jax.prepare import place_state
+from ppo_jax.sharding import make_mesh, put, put_batch
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts
+from ppo_jax.weight_sharding import weight_shardings
 
 VOCAB, EOS, PAD = 64, 1, 0
 SHAPE = ModelConfig(
@@ -76,7 +77,7 @@ def column_reward(rollout, columns, tables):
 
 def setup_of(config: Config, devices: int = 1, rule: Callable = rule_on_device) -> Setup:
     mesh = make_mesh(replace(config, **{"parallel.data": devices}).parallel)
-    decoder = make_decoder(config.model.shape, config.model)
+    decoder = make_decoder(config.model.shape, config.model, mesh)
     return Setup(config, mesh, decoder, decoder, {"rule": rule}, {"rule": 1.0})
 
 
@@ -97,9 +98,9 @@ def start(setup: Setup):
         frozen["ref"] = cast_weights(setup.decoder, policy)
     if config.model.critic == "separate":
         value["trunk"] = policy
-    state = init_state(config, {"policy": policy, "value": value})
+    state = place_state(config, setup.mesh, {"policy": policy, "value": value})
     frozen["reward"] = {name: () for name in setup.device_rewards}
-    return put_replicated(setup.mesh, state), put_replicated(setup.mesh, frozen)
+    return state, put(frozen, weight_shardings(setup.mesh, frozen))
 
 
 def traced(hparams: HParams) -> HParams:

@@ -23,7 +23,7 @@ def test_gradients_of_a_product(lead):
     rng = np.random.default_rng(1)
     x, kernel_DF = rng.normal(size=(*lead, 5)), rng.normal(size=(5, 4))
     along = rng.normal(size=(*lead, 4))
-    value = lambda x, kernel_DF: jnp.sum(layers.product(x, kernel_DF) * jnp.float32(along))
+    value = lambda x, kernel_DF: jnp.sum(layers.product(None, x, kernel_DF) * jnp.float32(along))
     from_x, from_kernel = jax.jit(jax.grad(value, (0, 1)))(jnp.float32(x), jnp.float32(kernel_DF))
     np.testing.assert_allclose(from_x, along @ kernel_DF.T, rtol=1e-5, atol=1e-6)
     rows = lambda y: y.reshape(-1, y.shape[-1])

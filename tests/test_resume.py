@@ -136,7 +136,9 @@ HARMLESS = {
     "optim.schedule": "linear",
     "optim.max_nonfinite": 9,
 }
-INEXACT = {"reward.workers": 4, "reward.row_timeout": 1.0, "parallel.data": 2}
+INEXACT = {"reward.workers": 4, "reward.row_timeout": 1.0}
+INEXACT |= {"parallel.data": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
+INEXACT |= {"parallel.rollout": "pmap"}
 KINDS = {"free": FREE, "structural": STRUCTURAL, "harmless": HARMLESS, "inexact": INEXACT}
 KEYS = [(kind, key) for kind, keys in KINDS.items() for key in keys]
 

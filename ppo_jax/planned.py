@@ -1,0 +1,82 @@
+"""An experiment as devices that need not be here would have it: shapes and prompts, no weights."""
+
+import dataclasses
+from typing import NamedTuple
+
+from ppo_jax import attention, data
+from ppo_jax.config import Config, ModelConfig, ParallelOptions
+from ppo_jax.decoder import Decoder, lora_scale
+from ppo_jax.experiment import Experiment
+from ppo_jax.loading import Source, open_source
+from ppo_jax.memory import Case
+from ppo_jax.model import scans_layers
+from ppo_jax.prepare import open_critic
+from ppo_jax.validate import check_devices, check_model
+from ppo_jax.workload import dataset_of, workload_of
+
+
+class Planned(NamedTuple):
+    config: Config  # with every `auto` settled for the devices
+    source: Source
+    critic: ModelConfig | None  # of a separate critic's trunk
+    dataset: data.Dataset
+    case: Case
+
+
+def open_planned(experiment: Experiment, config: Config, platform: str, devices: int) -> Planned:
+    """Read the model's config and the prompts of an experiment for so many devices of a platform.
+
+    Raises ConfigError or DataError where training would.
+    """
+    config = dataclasses.replace(config, parallel=_all_of(config.parallel, devices))
+    check_devices(config, devices)
+    source = open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        base_path=config.model.base_path,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    critic_source = open_critic(config, source)
+    config = settle(config, source, platform, devices)
+    critic = None
+    if config.model.critic == "separate":
+        critic = source.config if critic_source is None else critic_source.config
+    dataset = dataset_of(workload_of(experiment), config, source)
+    width = data.prompt_width(dataset)
+    check_model(config, source.config, width)
+    case = Case(source.config, critic, width, devices, platform)
+    return Planned(config, source, critic, dataset, case)
+
+
+def settle(config: Config, source: Source, platform: str, devices: int) -> Config:
+    """Every `auto` of the model as the device will have it, which is not the one planned on."""
+    asked = config.model
+    dtype = asked.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if platform == "cpu" else "bfloat16"
+    kernel, _ = attention.choose(asked.attention, source.config, dtype, platform)
+    lora = asked.lora
+    if lora.rank is not None and source.adapters is not None:
+        lora = dataclasses.replace(lora, targets=source.adapters.lora.targets)
+    layers = "scan" if scans_layers(source.config, asked) else "unroll"
+    model = dataclasses.replace(
+        asked, compute_dtype=dtype, scan_layers=layers, attention=kernel, lora=lora
+    )
+    return dataclasses.replace(config, model=model, parallel=_all_of(config.parallel, devices))
+
+
+def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:
+    """The decoder of a settled config, as `make_decoder` makes it on the devices themselves."""
+    options = config.model
+    scale = lora_scale(options.lora)
+    return Decoder(model, options.compute_dtype, options.remat, options.attention, scale, mesh)
+
+
+def _all_of(parallel: ParallelOptions, devices: int) -> ParallelOptions:
+    """The mesh on all of the devices: what one axis leaves of them is `data`'s, where no other axis
+    asks for the rest."""
+    if -1 not in (parallel.fsdp, parallel.tensor):
+        parallel = dataclasses.replace(parallel, data=-1)
+    data_, fsdp, tensor = parallel.sizes(devices)
+    return dataclasses.replace(parallel, data=data_, fsdp=fsdp, tensor=tensor)
