@@ -9,7 +9,6 @@ from ppo_jax import errors, processes
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import ConfigError, PPOJaxError
-from ppo_jax.links import SpoiledError
 
 VOTES = "votes"
 

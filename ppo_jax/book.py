@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ppo_jax import checkpoint, console, processes
-from ppo_jax.agreement import Votes
+from ppo_jax.agreement import Votes, on_first
 from ppo_jax.alarms import Alarms
 from ppo_jax.errors import ConfigError, NumericalError, StorageError
 from ppo_jax.metrics import MetricsLog, throughput, to_host
@@ -178,10 +178,11 @@ def save(book: Book, step: int, state: TrainState, *, must: bool = False) -> Non
 
 def _start_save(book: Book, step: int, state: TrainState) -> None:
     """A checkpoint, and before it the log up to it: a step that is there has its lines."""
+    on_first("log", book.log.sync)
     name, mean = book.run.config.run.keep_best, _mean(book.best_of)
     book.best_of = []
     goodness = None if name is None or mean is None else (name, mean)
-    checkpoint.save(book.saver, step, state, goodness=goodness, before=book.log.sync)
+    checkpoint.save(book.saver, step, state, goodness=goodness)
     with contextlib.suppress(StorageError):  # the save tells, if there is no room
         write_status(book.folder, "running", step, saved=book.saver.durable)
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from ppo_jax import faults, manifest, storage
+from ppo_jax import faults, manifest, processes, storage
+from ppo_jax.agreement import meet, on_first, spoil, together
 from ppo_jax.errors import CheckpointError, StorageError
 from ppo_jax.processes import is_writer
 from ppo_jax.restore import quiet_orbax
@@ -26,6 +27,7 @@ from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 
 ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
+TIMEOUT_SECONDS = 24 * 3600  # of Orbax for all that it waits for
 LATE = (0.05, 0.2, 1.0)  # seconds that writers of a failed save, which nobody can stop, are given
 
 
@@ -41,6 +43,16 @@ class Saver:
     finishing: threading.Thread | None = None
     error: StorageError | None = None  # of the save that ended last, until somebody asks
     seconds: float = 0.0  # that it took until it was on the disk
+    number: int = 0  # of saves begun: what processes call the same save
+
+    @property
+    def name(self) -> str:
+        """Under which the processes meet in the save begun last."""
+        return f"save {self.number} "
+
+
+class TornError(StorageError):
+    """A save that began in some processes alone: they no longer are at the same place."""
 
 
 @contextlib.contextmanager
@@ -54,12 +66,7 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
     """
     path = storage.as_path(path).absolute()
     with quiet_orbax():
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if is_writer():
-                _finish_removals(path)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be made or written ({error.strerror})") from None
+        on_first("saver", lambda: _make_ready(path))
         saver = Saver(path, keep, facts or {}, _orbax(), manifest.latest_step(path))
         try:
             yield saver
@@ -73,11 +80,31 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
             _close(saver)
 
 
-def _orbax() -> ocp.AsyncCheckpointer:
+def _make_ready(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _finish_removals(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made or written ({error.strerror})") from None
+
+
+def _orbax(name: str = "save 0 ") -> ocp.AsyncCheckpointer:
     """Each array in a file of its own, as it is: compressing float32 weights saves 8 % of the bytes
     and with Orbax's database of files costs ten times the CPU, beside the next iteration."""
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
-    return ocp.AsyncCheckpointer(handler)
+    alone = processes.count() == 1
+    among = ocp.options.MultiprocessingOptions(
+        active_processes=None if alone else set(range(processes.count())),
+        barrier_sync_key_prefix=None if alone else name.replace(" ", "_"),
+    )
+    # Orbax itself would have the coordinator wait, which learns of a failure when time is over.
+    wait = lambda *, key, timeout_ms: meet(f"{name}{key}")
+    ways = {} if alone else {"barrier_sync_fn": wait, "timeout_secs": TIMEOUT_SECONDS}
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, multiprocessing_options=among
+    )
+    return ocp.AsyncCheckpointer(
+        handler, multiprocessing_options=among, async_options=ocp.options.AsyncOptions(**ways)
+    )
 
 
 def _close(saver: Saver) -> None:
@@ -101,26 +128,40 @@ def save(
     the one before it failed: then this one has not been started.
     """
     wait(saver)
-    newest = manifest.latest_step(saver.path)
-    if newest == step:
-        return
-    if newest is not None and newest > step:
-        raise StorageError(
-            f"{saver.path}: step {step} comes before the latest checkpoint, step {newest}"
-        )
+    saver.number += 1
     began = time.monotonic()
+    if together(f"{saver.name}begins", lambda: _begin(saver, step))[0]:
+        return
     try:
-        faults.point("save_begin")
-        if is_writer():
-            manifest.marker_path(saver.path, step).touch()
+        if processes.count() > 1:  # whose meetings have names of their own in each save
+            saver.orbax = _orbax(saver.name)
         target = saver.path / str(step) / manifest.ITEM
         saver.orbax.save(target, args=ocp.args.PyTreeSave(state), force=True)
     except Exception as error:
-        raise _not_saved(saver, step, error) from error
+        failure = _not_saved(saver, step, error)
+        raise (failure if processes.count() == 1 else TornError(str(failure))) from error
     facts = {**saver.facts, "goodness": _finite(goodness)}
     work = threading.Thread(target=_finish, args=(saver, step, facts, began), name=f"save {step}")
     saver.finishing = work
     work.start()
+
+
+def _begin(saver: Saver, step: int) -> bool:
+    """Whether the step is there already; else it is marked as unfinished."""
+    newest = manifest.latest_step(saver.path) if is_writer() else None
+    if newest is not None and newest >= step:
+        if newest == step:
+            return True
+        raise StorageError(
+            f"{saver.path}: step {step} comes before the latest checkpoint, step {newest}"
+        )
+    try:
+        faults.point("save_begin")
+        if is_writer():
+            manifest.marker_path(saver.path, step).touch()
+    except Exception as error:
+        raise _not_saved(saver, step, error) from error
+    return False
 
 
 def wait(saver: Saver) -> None:
@@ -152,10 +193,11 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
         faults.point("save_mid")
         saver.orbax.wait_until_finished()
         faults.point("save_commit")
+        on_first(f"{saver.name}counts", lambda: manifest.write_record(saver.path, step, facts))
         if is_writer():
-            manifest.write_record(saver.path, step, facts)
             manifest.marker_path(saver.path, step).unlink()
     except Exception as error:
+        spoil(saver.name, one_line(error))
         saver.error = _not_saved(saver, step, error)
         return
     saver.durable, saver.seconds = step, time.monotonic() - began

@@ -7,7 +7,6 @@ by itself must not wait for anything.
 import glob
 import importlib.util
 import re
-import urllib.request
 from collections.abc import Mapping
 
 from ppo_jax.errors import ConfigError
@@ -67,6 +66,8 @@ def _has_tpus() -> bool:
 
 def _metadata(server: str, key: str) -> str | None:
     """An attribute of this machine; None where there is none, or nobody to ask."""
+    import urllib.request  # not for the many that have no TPUs
+
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{key}"
     asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -175,6 +175,7 @@ def _read(made: Checked, lowered, compiled, options: PlanArgs) -> Checked:
         steps=hlo_kernels.decode_steps(program),
         step_calls=[hlo_kernels.custom_calls(program, loop.bodies[0]) for loop in loops],
         calls=hlo_kernels.custom_calls(program),
+        phases=hlo_kernels.phase_launches(program, tuple(PHASES)),
         moved=hlo_kernels.moved(program, smallest_array(made.config, made.case, made.mesh)),
     )
 
@@ -202,9 +203,11 @@ def _held(lowered, compiled) -> Held:
 
 
 def _share(infos: PyTree, shardings: PyTree) -> int:
-    """Bytes of some arguments on one device."""
+    """Bytes of some arguments on one device; what the step never reads is not handed to it."""
 
     def size(info, sharding) -> int:
+        if sharding is None:
+            return 0
         item = 8 if jnp.issubdtype(info.dtype, jax.dtypes.prng_key) else info.dtype.itemsize
         return int(np.prod(sharding.shard_shape(info.shape))) * item
 

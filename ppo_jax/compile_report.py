@@ -45,6 +45,7 @@ class Checked(NamedTuple):
     steps: list[Launches] = []  # of a token, loop by loop
     step_calls: list[dict[str, int]] = []  # of them the foreign kernels
     calls: dict[str, int] = {}  # foreign kernels in the whole program, each once
+    phases: dict[str, Launches] = {}  # operations that the program lists, each once
     moved: list[Moved] = []  # weights and caches that a decode step copies
 
     @property
@@ -121,6 +122,7 @@ def as_json(made: Checked) -> dict[str, Any]:
         "collectives": [one._asdict() for one in made.collectives],
         "decode_steps": [step._asdict() for step in made.steps],
         "decode_calls": made.step_calls,
+        "phases": {name: listed._asdict() for name, listed in made.phases.items()},
         "custom_calls": made.calls,
         "copied_in_decode": [one._asdict() for one in made.moved],
         "faults": faults(made),

@@ -125,16 +125,22 @@ def is_decode_loop(op: Operation) -> bool:
     return between[-1:] == ("while",) and all(map(PLUMBING.fullmatch, between[:-1]))
 
 
-def operations(program: Program) -> Iterator[Operation]:
-    """Those of the entry and of all that it launches, not the insides of fusions."""
-    reached, waiting = set(), [program.entry]
+def operations(program: Program, entry: str | None = None) -> Iterator[Operation]:
+    """Those of the program's entry, or of another computation, and of all that it launches; not the
+    insides of fusions."""
+    for name in launched(program, program.entry if entry is None else entry):
+        yield from program.computations[name]
+
+
+def launched(program: Program, entry: str) -> list[str]:
+    """A computation and all those whose operations it launches one by one."""
+    reached, waiting = {}, [entry]
     while waiting:
         name = waiting.pop()
         if name not in reached:
-            reached.add(name)
-            for op in program.computations[name]:
-                yield op
-                waiting += op.bodies
+            reached[name] = None
+            waiting += [below for op in program.computations[name] for below in op.bodies]
+    return list(reached)
 
 
 def _operation(name: str, text: str) -> Operation:

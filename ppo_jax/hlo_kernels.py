@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from ppo_jax.hlo import Operation, Program, array_bytes, decode_loops, operations
+from ppo_jax.hlo import Operation, Program, array_bytes, decode_loops, launched, operations
 
 # What launches nothing of its own: names, views, and the calls that are followed instead.
 FREE = frozenset(
@@ -80,9 +80,8 @@ def phase_launches(program: Program, scopes: tuple[str, ...]) -> dict[str, Launc
 def custom_calls(program: Program, computation: str | None = None) -> dict[str, int]:
     """How many calls of each foreign kernel the program lists, or a computation with all that it
     launches: cuBLAS's and cuDNN's by name. Annotations for the compiler are none."""
-    start = program if computation is None else program._replace(entry=computation)
     found: Counter[str] = Counter()
-    for op in operations(start):
+    for op in operations(program, computation):
         target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
         if op.opcode.startswith("custom-call") and target:
             found[target[1]] += 1
@@ -95,19 +94,9 @@ def moved(program: Program, least: int) -> list[Moved]:
     chip are none: they are how it reads."""
     found = []
     for loop in decode_loops(program):
-        for name in _launched(program, loop.bodies[0]):
+        for name in launched(program, loop.bodies[0]):
             found += [one for one in _moves(program, name) if one.bytes >= least]
     return found
-
-
-def _launched(program: Program, entry: str) -> list[str]:
-    reached, waiting = [], [entry]
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.append(name)
-            waiting += [below for op in program.computations[name] for below in op.bodies]
-    return reached
 
 
 def _moves(program: Program, computation: str) -> list[Moved]:

@@ -48,7 +48,7 @@ class Norm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(place: Place | None, x: Array, kernel_DF: Array) -> Array:
-    """x @ kernel of x [..., D], in x's dtype, with a gradient for the kernel that suits the platform.
+    """x @ kernel of x [..., D], in x's dtype, with a gradient that suits the platform.
 
     The kernel is cast and, where the mesh shares it, gathered right here. Its gradient is float32
     before it is summed over devices, whatever the dtype of the product.

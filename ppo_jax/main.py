@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ppo_jax import __version__, arguments
+from ppo_jax import __version__, arguments, processes
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
@@ -46,6 +46,11 @@ Every field of its BASE is a flag, for example
 `ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment. Beside them:
   --strict_resume        exit with code 4 instead of going back past a damaged checkpoint
   --allow_config_change  go on with other options than the checkpoint was made with
+A run of several processes needs no flag on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
+each gets
+  --coordinator HOST:PORT --processes N --process K   process 0 listens there; K counts from 0
+  --join_seconds 300                                  that they wait for each other at the start
+  --distributed off                                   alone, whatever the cluster says
 """
 
 
@@ -72,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.flush()
         except OSError:  # Python would try again at its end, and end with a code of its own
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    processes.leave(code)
     return code
 
 
@@ -130,13 +136,18 @@ def _train(words: list[str]) -> None:
                 "code is asked for on the command line alone: --model.trust_remote_code True"
             )
         args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
+        own, rest = arguments.take_values(arguments.ProcessArgs, rest)
+        _check(own)
+        processes.check(own)
         config = parse_config(f"train {words[0]}", rest, experiment)
         from ppo_jax.validate import check_config
 
         check_config(config)
-        from ppo_jax.train import train
+        preemption.grace = config.run.grace
+        with processes.joined(own, preemption):
+            from ppo_jax.train import train
 
-        train(config, experiment, args, preemption)
+            train(config, experiment, args, preemption)
 
 
 def _plan(words: list[str]) -> None:

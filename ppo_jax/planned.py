@@ -28,7 +28,7 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
 
     Raises ConfigError or DataError where training would.
     """
-    config = dataclasses.replace(config, parallel=_all_of(config.parallel, devices))
+    config = dataclasses.replace(config, parallel=_on_all(config.parallel))
     check_devices(config, devices)
     source = open_source(
         config.model.path,
@@ -63,7 +63,7 @@ def settle(config: Config, source: Source, platform: str, devices: int) -> Confi
     model = dataclasses.replace(
         asked, compute_dtype=dtype, scan_layers=layers, attention=kernel, lora=lora
     )
-    return dataclasses.replace(config, model=model, parallel=_all_of(config.parallel, devices))
+    return dataclasses.replace(config, model=model, parallel=_sized(config.parallel, devices))
 
 
 def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:
@@ -73,10 +73,14 @@ def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:
     return Decoder(model, options.compute_dtype, options.remat, options.attention, scale, mesh)
 
 
-def _all_of(parallel: ParallelOptions, devices: int) -> ParallelOptions:
-    """The mesh on all of the devices: what one axis leaves of them is `data`'s, where no other axis
-    asks for the rest."""
-    if -1 not in (parallel.fsdp, parallel.tensor):
-        parallel = dataclasses.replace(parallel, data=-1)
-    data_, fsdp, tensor = parallel.sizes(devices)
+def _on_all(parallel: ParallelOptions) -> ParallelOptions:
+    """The mesh on all of the devices: what the other axes leave of them is `data`'s, where none of
+    them asks for the rest."""
+    if -1 in (parallel.fsdp, parallel.tensor):
+        return parallel
+    return dataclasses.replace(parallel, data=-1)
+
+
+def _sized(parallel: ParallelOptions, devices: int) -> ParallelOptions:
+    data_, fsdp, tensor = _on_all(parallel).sizes(devices)
     return dataclasses.replace(parallel, data=data_, fsdp=fsdp, tensor=tensor)

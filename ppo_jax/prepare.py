@@ -29,7 +29,7 @@ from ppo_jax.rewards.host import SEEDS, HostScores, Rows
 from ppo_jax.sharding import make_mesh, put, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
-from ppo_jax.validate import check_model
+from ppo_jax.validate import check_model, check_shared
 from ppo_jax.weight_sharding import weight_shardings
 
 # Folded in for the first adapters: no iteration of a run has these numbers.
@@ -85,6 +85,9 @@ def open_run_of(
     config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
     dataset = dataset_of(config, source)
     check_model(config, source.config, data.prompt_width(dataset))
+    for model in (source, critic):
+        if model is not None:
+            check_shared(config, model.config, jax.device_count())
     parts = parse_rewards(reward)
     for part in parts:
         check_columns(part, {*dataset.columns, SEEDS})

@@ -6,6 +6,7 @@ a process is; elsewhere --coordinator, --processes and --process do. The rest of
 """
 
 import contextlib
+import math
 import os
 import socket
 import sys
@@ -195,9 +196,13 @@ def _initialize(args: ProcessArgs, cluster: str | None) -> None:
     import jax
 
     what = cluster or f"--coordinator={args.coordinator}"
-    names = () if cluster else (args.coordinator, args.processes, args.process)
     try:
-        jax.distributed.initialize(*names, initialization_timeout=int(args.join_seconds))
+        jax.distributed.initialize(
+            coordinator_address=args.coordinator,
+            num_processes=args.processes,
+            process_id=args.process,
+            initialization_timeout=math.ceil(args.join_seconds),
+        )
     except Exception as error:  # of gRPC, of the cluster's own interface, or JAX's about both
         raise ConfigError(
             f"{what}: the processes did not find each other within --join_seconds="

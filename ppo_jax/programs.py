@@ -1,28 +1,40 @@
 """The compiled programs of an iteration, and the function that dispatches one.
 
-One program; or, with rewards that are ordinary Python, three with the host between them.
+One program; or, with rewards that are ordinary Python, three with the host between them. With
+several processes each of them calls the rewards for the rows that lie on its own devices.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ppo_jax import data, faults, freed_memory
-from ppo_jax.errors import RewardError
+from ppo_jax.agreement import meet, together
+from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.evaluate import response_texts
 from ppo_jax.prepare import Run
-from ppo_jax.rewards.host import SEEDS, Rows, call
-from ppo_jax.sharding import batch_sharding, put_batch, replicated
+from ppo_jax.rewards.base import Part
+from ppo_jax.rewards.host import SEEDS, HostScores, Rows, call
+from ppo_jax.sharding import (
+    batch_sharding,
+    fetch_own_rows,
+    own_rows,
+    put_batch,
+    put_own_rows,
+    replicated,
+)
 from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
 
 KEEP = object()  # of a result: laid out as the program's first argument, the state, is
 MAX_EMPTY = 3  # batches in a row without any score, after which the reward is taken for broken
 
-Scores = dict[str, np.ndarray]  # by name, float32 [B]
+Scores = dict[str, np.ndarray]  # by name, float32, of the rows of this process
 Failed = dict[int, str]  # row of the batch -> why it has no score
 
 
@@ -89,12 +101,13 @@ def _cut(run: Run, built: _Built):
         faults.point("reward")
         clock = time.monotonic()
         scores, failed = host_scores(run, prompts, rollout, step)
-        scores = _under_known_names(names, scores, failed, prompts)
-        empty = empty + 1 if len(failed) == len(prompts.prompt_index_B) else 0
+        size = len(prompts.prompt_index_B)
+        scores = _under_known_names(names, scores, failed, size)
+        empty = empty + 1 if len(failed) == size else 0
         if empty >= MAX_EMPTY:
             why = next(iter(failed.values()))
             raise RewardError(f"{empty} batches in a row in which no row has a score: {why}")
-        raw = raw | put_batch(mesh, scores)
+        raw = raw | put_own_rows(mesh, size, scores)
         times = {"time/reward": time.monotonic() - clock}
         state, metrics, rollout, scores_B = update(state, frozen, run.hparams, rollout, scored, raw)
         return state, Finished(step, prompts, metrics, rollout, scores_B, times, failed)
@@ -102,15 +115,16 @@ def _cut(run: Run, built: _Built):
     return dispatch
 
 
-def _under_known_names(names: list[str], scores: Scores, failed: Failed, prompts) -> Scores:
+def _under_known_names(names: list[str], scores: Scores, failed: Failed, size: int) -> Scores:
     """The scores under the names that the first batch had, which are part of the program."""
-    nothing = len(failed) == len(prompts.prompt_index_B)
+    nothing = len(failed) == size
     if not names and nothing:
         raise RewardError(f"no row of the first batch has a score: {next(iter(failed.values()))}")
     if not names:
         names.extend(scores)
     if nothing:  # whose names are not known where a reward gave nothing at all
-        scores = {name: np.full(len(failed), np.nan, np.float32) for name in names}
+        lacking = np.full_like(next(iter(scores.values())), np.nan)
+        scores = dict.fromkeys(names, lacking)
     if set(names) != set(scores):
         raise RewardError(
             f"reward: returned the scores {sorted(scores)}, in the first batch {sorted(names)}; "
@@ -143,30 +157,67 @@ def _program(built: _Built, name: str, run: Run, function, out_shardings, *, don
             built.compiled[name] = jitted.lower(*arguments).compile()
             built.compile_seconds[name] = time.monotonic() - clock
             freed_memory.give_back()
+            meet(f"compiled {name}")
         return built.compiled[name](*arguments)
 
     return call
 
 
 def host_scores(run: Run, prompts: Prompts, rollout: Rollout, step: int) -> tuple[Scores, Failed]:
-    """Scores [B] of all host-side rewards, by name, and the rows that lack one; waits for the
-    rollout. RewardError if there is a row that lacks one and the config says to abort."""
-    seeds = _row_seeds(run.config.run.seed, step, prompts)
-    rows = Rows(
-        list(range(len(seeds))),
-        data.batch_prompts(run.dataset, prompts),
-        response_texts(run.tokenizer, rollout),
-        {SEEDS: seeds} | data.batch_columns(run.dataset, prompts),
-    )
-    here = lambda part, rows, seed: call(part, rows, on_error=run.config.reward.on_error)
+    """Scores of all host-side rewards, by name, of the rows that this process has; and of the whole
+    batch the rows that lack one. Waits for the rollout.
+
+    RewardError if there is a row that lacks one and the config says to abort; all processes raise
+    it.
+    """
+    mesh = run.setup.mesh
+    ids_BT, lengths_B = fetch_own_rows(mesh, (rollout.response_ids_BT, rollout.lengths_B))
+    own = own_rows(mesh, len(prompts.prompt_index_B))
+    mine = jax.tree.map(lambda x: np.asarray(x)[own], prompts)
+    found: dict[str, HostScores] = {}
+
+    def call_all() -> dict[str, list]:
+        texts = response_texts(run.tokenizer, ids_BT, lengths_B)
+        found.update(call_rewards(run, mine, own.tolist(), texts, step))
+        return {part: [list(x.scores), list(x.failed.items())] for part, x in found.items()}
+
+    said = together("rewards", call_all)
     scores, failed = {}, {}
-    for part in run.parts:
-        if part.host is not None:
-            found = (run.call_host or here)(part, rows, seeds[0])
-            nothing = {part.name: np.full(len(seeds), np.nan, np.float32)}
-            scores |= found.scores or nothing
-            failed |= found.failed
+    for part, here in found.items():
+        known = {tuple(sorted(names)): names for names, _ in (x[part] for x in said) if names}
+        if len(known) > 1:
+            raise RewardError(
+                f"reward {part}: returned the scores {' and '.join(map(str, known))} for some rows "
+                "and others; expected the same names for every row"
+            )
+        nothing = np.full(len(own), np.nan, np.float32)
+        for name in next(iter(known.values()), [part]):
+            scores[name] = here.scores.get(name, nothing)
+        failed |= {row: why for x in said for row, why in x[part][1]}
     return scores, failed
+
+
+def check_own_rows(mesh: Mesh, parts: list[Part]) -> None:
+    """ConfigError where rows of a host-side reward lie on devices of several processes."""
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    if any(part.host is not None for part in parts) and (owners != owners[..., :1]).any():
+        raise ConfigError(
+            f"parallel.tensor={mesh.shape['tensor']}: a reward in Python is called by the process "
+            "that has the row, and here several share one; nearest valid: "
+            f"{math.gcd(mesh.shape['tensor'], len(mesh.local_devices))}"
+        )
+
+
+def call_rewards(
+    run: Run, prompts: Prompts, numbers: list[int], texts: list[str], step: int
+) -> dict[str, HostScores]:
+    """What each host-side reward gives, by its name, for these rows of the batch."""
+    seeds = _row_seeds(run.config.run.seed, step, prompts)
+    columns = {SEEDS: seeds} | data.batch_columns(run.dataset, prompts)
+    rows = Rows(numbers, data.batch_prompts(run.dataset, prompts), texts, columns)
+    here = lambda part, rows, seed: call(part, rows, on_error=run.config.reward.on_error)
+    parts = [part for part in run.parts if part.host is not None]
+    return {part.name: (run.call_host or here)(part, rows, seeds[0]) for part in parts}
 
 
 def _row_seeds(seed: int, step: int, prompts: Prompts) -> list[int]:

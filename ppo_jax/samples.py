@@ -3,25 +3,35 @@
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ppo_jax import data
+from ppo_jax.agreement import on_first
 from ppo_jax.evaluate import pad_rows, response_texts
 from ppo_jax.prepare import Run
-from ppo_jax.programs import Finished, host_scores
+from ppo_jax.processes import is_writer
+from ppo_jax.programs import Finished, call_rewards
 from ppo_jax.reward import combine_scores
-from ppo_jax.types import PyTree, TrainState
+from ppo_jax.sharding import fetch_own_rows, own_rows, put_batch, put_replicated
+from ppo_jax.types import Prompts, PyTree, TrainState
 
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
 
 
 def sample_rows(run: Run, done: Finished) -> list[dict]:
-    """One row a sequence for samples.jsonl."""
-    prompts = data.batch_prompts(run.dataset, done.prompts)
-    lengths_B, ended_B, scores_B = jax.device_get(
-        (done.rollout.lengths_B, done.rollout.ended_B, done.scores_B)
-    )
-    responses = response_texts(run.tokenizer, done.rollout)
-    rows = zip(prompts, responses, scores_B, lengths_B, ended_B, strict=True)
+    """One row a sequence of this process for samples.jsonl."""
+    mesh, rollout = run.setup.mesh, done.rollout
+    own = own_rows(mesh, len(done.prompts.prompt_index_B))
+    prompts = jax.tree.map(lambda x: np.asarray(x)[own], done.prompts)
+    arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B, done.scores_B
+    return _rows(run, prompts, *fetch_own_rows(mesh, arrays))
+
+
+def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, scores_B) -> list[dict]:
+    texts = data.batch_prompts(run.dataset, prompts)
+    responses = response_texts(run.tokenizer, ids_BT, lengths_B)
+    rows = zip(texts, responses, scores_B, lengths_B, ended_B, strict=True)
     return [
         {
             "prompt": prompt,
@@ -35,17 +45,31 @@ def sample_rows(run: Run, done: Finished) -> list[dict]:
 
 
 def shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
-    """The fixed prompts continued by the policy as it stands, with their scores."""
+    """The fixed prompts continued by the policy as it stands, with their scores; all processes
+    continue them, the first one has the rows."""
     if evaluate is None:
         return []
-    count = run.config.run.show_prompts
+    count, mesh = run.config.run.show_prompts, run.setup.mesh
     prompts = data.fixed_prompts(run.dataset, count, pad_id=run.pad_id, width=run.width)
     padded = pad_rows(run.setup, prompts)
     key = jax.random.fold_in(jax.random.key(run.config.run.seed), SHOWN_KEY)
-    rollout, raw = evaluate(state.params, frozen, run.hparams.temperature, padded, key)
+    on_devices = put_batch(mesh, padded), put_replicated(mesh, key)
+    found = evaluate(state.params, frozen, run.hparams.temperature, *on_devices)
+    rollout, raw = jax.device_get(found)
     if run.has_host_reward:
-        scores, _ = host_scores(run, jax.device_get(padded), rollout, SHOWN_KEY)
-        raw = raw | jax.device_put(scores)
-    scores = combine_scores(raw, run.setup.weights, rollout, on_error=run.config.reward.on_error)
-    done = Finished(0, jax.device_get(padded), {}, rollout, scores.total_B, {})
-    return sample_rows(run, done)[: prompts.ids_BP.shape[0]]
+        texts = response_texts(run.tokenizer, rollout.response_ids_BT, rollout.lengths_B)
+        on_first("shown", lambda: raw.update(_host_scores(run, padded, texts)))
+    if not is_writer():
+        return []
+    raw, here = jax.tree.map(jnp.asarray, (raw, rollout))
+    scores = combine_scores(raw, run.setup.weights, here, on_error=run.config.reward.on_error)
+    arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B
+    return _rows(run, padded, *arrays, np.asarray(scores.total_B))[: prompts.ids_BP.shape[0]]
+
+
+def _host_scores(run: Run, prompts: Prompts, texts: list[str]) -> dict[str, np.ndarray]:
+    """Scores of all host-side rewards, called in this process alone."""
+    nothing = np.full(len(texts), np.nan, np.float32)
+    found = call_rewards(run, prompts, list(range(len(texts))), texts, SHOWN_KEY)
+    of = lambda part, here: here.scores or {part: nothing}
+    return {name: x for part, here in found.items() for name, x in of(part, here).items()}

@@ -73,7 +73,9 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     wanted = structure.flatten_up_to(shardings)
     impls = [jax.random.key_impl(x) if _is_key(x) else None for x in leaves]
-    words = [x if impl is None else jax.random.key_data(x) for x, impl in zip(leaves, impls)]
+    words = [
+        x if impl is None else jax.random.key_data(x) for x, impl in zip(leaves, impls, strict=True)
+    ]
     placed = [_placed(x, sharding) for x, sharding in zip(words, wanted, strict=True)]
 
     def whole(arrays):
@@ -83,9 +85,7 @@ def put(tree: PyTree, shardings: PyTree) -> PyTree:
 
     # On the CPU what was placed may be memory of NumPy's, which a program must not write over.
     donate = () if wanted and wanted[0].mesh.devices.flat[0].platform == "cpu" else (0,)
-    return structure.unflatten(
-        jax.jit(whole, out_shardings=wanted, donate_argnums=donate)(placed)
-    )
+    return structure.unflatten(jax.jit(whole, out_shardings=wanted, donate_argnums=donate)(placed))
 
 
 def _placed(x, sharding: NamedSharding) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,7 +11,8 @@ from typing import Any
 
 import jax
 
-from ppo_jax import checkpoint, console, freed_memory, lock, manifest, storage
+from ppo_jax import checkpoint, console, freed_memory, lock, manifest, processes, storage
+from ppo_jax.agreement import check_alike, exchange, on_first
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.config import Config
 from ppo_jax.config_io import load_config, save_config
@@ -22,9 +24,10 @@ from ppo_jax.loop import iterate
 from ppo_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
+from ppo_jax.processes import is_writer
+from ppo_jax.programs import check_own_rows
 from ppo_jax.restore import Unreadable, abstract_like, restore
 from ppo_jax.resume import check_nothing_lost, find_start
-from ppo_jax.processes import is_writer
 from ppo_jax.rewards.pool import open_pool
 from ppo_jax.run_facts import run_facts
 from ppo_jax.run_folder import (
@@ -38,6 +41,7 @@ from ppo_jax.run_folder import (
     write_status,
 )
 from ppo_jax.run_header import header_facts, kernels
+from ppo_jax.sharding import make_mesh
 from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 from ppo_jax.validate import check_devices
@@ -58,25 +62,24 @@ def train(
     preemption = preemption or Preemption()
     preemption.grace = config.run.grace
     _use_compile_cache(config.run.compile_cache)
-    folder = make_folder(config, experiment.name)
+    folder = run_folder(run_path(config.run, experiment.name))
     preemption.durable = lambda: manifest.latest_step(folder.checkpoints)
     with ExitStack() as stack:
-        if is_writer():
-            _hold(stack, folder)
-        check_devices(config, _device_count())
+        on_first("folder", lambda: _hold(stack, make_folder(config, experiment.name)))
+        check_devices(config, _device_count(), processes.count())
         config = _as_begun(config, experiment.name)
         opened = open_run_of(config, experiment.reward, read_dataset)
         config = opened.config
         facts = run_facts(config, experiment, opened.source, opened.critic, opened.dataset)
+        check_alike(facts)
+        check_own_rows(make_mesh(config.parallel), opened.parts)
         keep = config.run.keep
         saver = stack.enter_context(checkpoint.open_saver(folder.checkpoints, keep, facts))
         preemption.durable = lambda: saver.durable
         preemption.settle = lambda seconds: checkpoint.settle(saver, seconds)
         clock = time.monotonic()
-        start = saver.durable = find_start(folder.checkpoints, facts, args, console.warn)
+        start = saver.durable = on_first("start", lambda: _find_start(folder, facts, args))
         checking = time.monotonic() - clock
-        if start is None:
-            check_nothing_lost(folder)
         if start is not None and start >= config.run.iterations:
             _note_complete(folder, start)
             return
@@ -97,7 +100,8 @@ def train(
         with _said_in_status(folder, log, saver):
             iterate(run, folder, state, frozen, saver, log, preemption, start or 0)
     write_status(folder, "done", config.run.iterations, saved=saver.durable)
-    console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
+    if is_writer():
+        console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
 
 
 def _hold(stack: ExitStack, folder: RunFolder) -> None:
@@ -121,10 +125,17 @@ def _said_in_status(folder: RunFolder, log: MetricsLog, saver: checkpoint.Saver)
         # What cannot be written there is said on the screen all the same.
         with contextlib.suppress(StorageError, DataError):
             log.sync()
-            done = sum(1 for _ in read_metrics(folder.metrics))
+            done = sum(1 for _ in read_metrics(folder.metrics)) if is_writer() else 0
             said = f"{type(error).__name__}: {error}"
             write_status(folder, status, done, saved=saver.durable, error=said)
         raise
+
+
+def _find_start(folder: RunFolder, facts: Mapping[str, Any], args: TrainArgs) -> int | None:
+    start = find_start(folder.checkpoints, facts, args, console.warn)
+    if start is None:
+        check_nothing_lost(folder)
+    return start
 
 
 def _device_count() -> int:
@@ -140,7 +151,8 @@ def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, o
     options = opened.config.reward
     if options.workers == 0 or all(part.host is None for part in opened.parts):
         return None
-    log = storage.to_append(folder.root / "reward.log")
+    own = f"-{processes.index()}" if processes.count() > 1 else ""
+    log = storage.to_append(folder.root / f"reward{own}.log")
     return stack.enter_context(open_pool(experiment.path, log, options)).call
 
 
@@ -173,16 +185,18 @@ def _resume(
     written and still cannot be read."""
     while True:
         clock = time.monotonic()
+        unread: list[Unreadable] = []
         try:
             state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
         except Unreadable as error:
             if args.strict_resume:
                 raise
-            aside = checkpoint.put_aside(folder.checkpoints, start)
-            console.warn(f"{error}; put aside as {aside.name}")
-            before = find_start(folder.checkpoints, facts, args, console.warn)
+            unread.append(error)
+        if any(exchange("restored", bool(unread))):
+            why = unread[0] if unread else Unreadable(f"step {start}: not by another process")
+            before = on_first("start", functools.partial(_before, folder, start, why, facts, args))
             if before is None:
-                raise
+                raise why
             start = before
             continue
         console.say(
@@ -192,9 +206,18 @@ def _resume(
         return state, start
 
 
+def _before(
+    folder: RunFolder, step: int, why: Unreadable, facts: Mapping[str, Any], args: TrainArgs
+) -> int | None:
+    """Put a step aside; the step to go on from instead."""
+    aside = checkpoint.put_aside(folder.checkpoints, step)
+    console.warn(f"{why}; put aside as {aside.name}")
+    return find_start(folder.checkpoints, facts, args, console.warn)
+
+
 def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
     """Tokenizer and model config go with the run, which can then be used without its origin."""
-    if (folder.tokenizer / CONFIG).is_file():
+    if not is_writer() or (folder.tokenizer / CONFIG).is_file():
         return
     with whole_folder(folder.tokenizer) as new:
         save_beside(new, source.config, source.tokenizer, "float32", origin=source.files)

@@ -5,18 +5,12 @@ Types and intervals of single fields stand in `ranges`; here are the combination
 """
 
 import functools
-import math
 
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.ranges import RANGES, check_ranges, check_types
-from ppo_jax.validate_model import (
-    MODEL_MISTAKES,
-    Mistakes,
-    byte_vocabulary,
-    near_divisors,
-    near_multiples,
-)
+from ppo_jax.validate_mesh import mesh_devices, mesh_options, shared_model
+from ppo_jax.validate_model import MODEL_MISTAKES, Mistakes, byte_vocabulary, near_divisors
 
 
 def check_config(config: Config, *, reads_text: bool = True) -> None:
@@ -28,15 +22,29 @@ def check_config(config: Config, *, reads_text: bool = True) -> None:
     check_ranges(config, RANGES)
     if reads_text:
         _raise_first(config, byte_vocabulary(config))
-    for mistakes in (_batch, _sampling, _kl, _reference, _reward, _run, *MODEL_MISTAKES):
+    for mistakes in (
+        _batch,
+        _sampling,
+        _kl,
+        _reference,
+        _reward,
+        _run,
+        mesh_options,
+        *MODEL_MISTAKES,
+    ):
         _raise_first(config, mistakes(config))
     if config.model.path is None:
         check_model(config, config.model.shape, config.data.max_prompt_tokens)
 
 
-def check_devices(config: Config, device_count: int) -> None:
-    """Raise ConfigError if the batch cannot be dealt to the devices that share it."""
-    _raise_first(config, _devices(config, device_count))
+def check_devices(config: Config, device_count: int, processes: int = 1) -> None:
+    """Raise ConfigError if these devices cannot be the mesh, or cannot share the batch."""
+    _raise_first(config, mesh_devices(config, device_count, processes))
+
+
+def check_shared(config: Config, model: ModelConfig, device_count: int) -> None:
+    """Raise ConfigError if the mesh of so many devices cannot share the model."""
+    _raise_first(config, shared_model(config, model, device_count))
 
 
 def check_model(config: Config, model: ModelConfig, prompt_width: int) -> None:
@@ -76,30 +84,6 @@ def _batch(config: Config) -> Mistakes:
             f"must divide a minibatch of {rows} rows (rollout.batch_size={batch} over "
             f"ppo.minibatches={minibatches}); nearest valid: {near}",
         )
-
-
-def _devices(config: Config, device_count: int) -> Mistakes:
-    asked, batch, ppo = config.parallel.data, config.rollout.batch_size, config.ppo
-    devices = device_count if asked == -1 else asked
-    if asked > device_count or device_count % devices:
-        near = near_divisors(asked, device_count)
-        yield (
-            "parallel.data",
-            f"must divide the {device_count} devices present; nearest valid: {near}, or -1 for all",
-        )
-    if config.microbatch_size % devices:
-        rows = ppo.minibatches * ppo.microbatches * devices
-        near = near_multiples(batch, math.lcm(rows, config.rollout.samples_per_prompt))
-        yield (
-            "rollout.batch_size",
-            f"{devices} devices cannot share a microbatch of {config.microbatch_size} rows "
-            f"(ppo.minibatches={ppo.minibatches}, ppo.microbatches={ppo.microbatches}); "
-            f"nearest valid: {near}",
-        )
-    slots = config.rollout.slots
-    if slots is not None and slots % devices:
-        near = near_multiples(slots, devices)
-        yield "rollout.slots", f"{devices} devices cannot share them; nearest valid: {near}"
 
 
 def _model(config: Config, model: ModelConfig, prompt_width: int) -> Mistakes:

@@ -180,5 +180,3 @@ def _tuple(part: Any) -> tuple[str, ...]:
 
 def _constrain(x: Array, mesh: Mesh, spec: P) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-

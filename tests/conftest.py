@@ -26,6 +26,7 @@ from ppo_jax.config import (
     RolloutOptions,
     RunOptions,
 )
+from tpu_cloud import cloud, repository  # noqa: F401  fixtures
 
 # A [B] array must not broadcast against a [B, T] one unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")

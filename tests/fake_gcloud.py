@@ -75,7 +75,8 @@ def queued(verb: str, rest: list[str], flags: dict, state: dict) -> int:
 def advance(state: dict) -> None:
     """WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE; and one day what the plan has for this life."""
     if state["resource"] in ("WAITING", "WAITING_FOR_RESOURCES", "PROVISIONING"):
-        steps = [*PLAN["states"], "ACTIVE"]
+        of_life = PLAN["states"][: state["life"]][-1]
+        steps = [*of_life, "ACTIVE"]
         state["resource"] = steps[state["asked"]]
         state["asked"] += 1
         if state["resource"] == "ACTIVE":
@@ -112,7 +113,8 @@ def vm(verb: str, rest: list[str], flags: dict, state: dict) -> int:
             return fail("NOT_FOUND: Resource 'projects/p/nodes/x' was not found")
         print(state["node"])
         return 0
-    if (state["resource"], state["node"]) != ("ACTIVE", "READY") or PLAN["deaf"]:
+    deaf = PLAN["deaf"] and state["life"] == 1 and any(CLOUD.glob(PLAN["deaf"]))
+    if (state["resource"], state["node"]) != ("ACTIVE", "READY") or deaf:
         return fail("the TPU VM is not reachable")
     chosen = flags.get("worker", "0")
     workers = range(PLAN["workers"]) if chosen == "all" else [int(chosen)]
@@ -233,12 +235,18 @@ def hostname(words: list[str]) -> int:
     return 0
 
 
+def tail(words: list[str]) -> int:
+    print(Path(words[-1]).read_text(), end="")
+    return 0
+
+
 ON_VM = {
     "python3": python3,
     "sudo": sudo,
     "uv": uv,
     "ppo-jax": ppo_jax,
     "hostname": hostname,
+    "tail": tail,
 }
 
 if __name__ == "__main__":

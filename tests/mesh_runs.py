@@ -1,4 +1,4 @@
-"""Runs on meshes of eight fake devices, in a process of their own: `python mesh_runs.py OUT.npz`.
+"""Runs on meshes of eight fake devices, in a process of their own: `mesh_runs.py KIND OUT.npz`.
 
 The tests of this folder have four devices, which is settled before any of them begins.
 """
@@ -9,12 +9,13 @@ import re
 import sys
 from collections.abc import Iterator
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+if __name__ == "__main__":  # before jax looks
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import numpy as np
-import step_builders as builders
 
+import step_builders as builders
 from ppo_jax.config import LoraOptions, replace
 from ppo_jax.step import train_step
 
@@ -78,13 +79,13 @@ def run(kind: str, mesh: str, rollout: str) -> Iterator[tuple[str, np.ndarray]]:
     hparams = builders.traced(config.hparams)
     keep = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(functools.partial(train_step, setup), out_shardings=(keep, None, None, None))
-    program = program.lower(state, frozen, hparams, builders.prompts_at(setup)).compile()
+    lowered = program.lower(state, frozen, hparams, builders.prompts_at(setup))
+    # Without optimisation: compiling takes nearly all of the time.
+    program = lowered.compile({"xla_backend_optimization_level": 0})
     yield "decode collectives", np.asarray(decode_collectives(program.as_text()), np.int32)
     yield "largest share", np.asarray(largest_share(state.params), np.float32)
     for step in range(ITERATIONS):
-        state, metrics, drawn, _ = program(
-            state, frozen, hparams, builders.prompts_at(setup, step)
-        )
+        state, metrics, drawn, _ = program(state, frozen, hparams, builders.prompts_at(setup, step))
         yield f"ids {step}", jax.device_get(drawn.response_ids_BT)
         yield f"slot steps {step}", jax.device_get(drawn.slot_steps_B)
         for name, value in metrics.items():
@@ -126,14 +127,13 @@ def decode_collectives(hlo: str) -> int:
     return sum(bool(COLLECTIVE.search(line)) for name in seen for line in bodies[name].splitlines())
 
 
-def main(out: str) -> None:
+def main(kind: str, out: str) -> None:
     arrays = {}
     for case in cases():
-        for name, array in run(*case):
-            arrays["/".join((*case, name))] = array
-        print(case, flush=True)
+        if case[0] == kind:
+            arrays |= {"/".join((*case, name)): array for name, array in run(*case)}
     np.savez(out, **arrays)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

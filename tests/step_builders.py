@@ -23,7 +23,7 @@ from ppo_jax.config import (
 from ppo_jax.decoder import make_decoder
 from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import place_state
+from ppo_jax.prepare import place_state, without_lm_head
 from ppo_jax.sharding import make_mesh, put, put_batch
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts
@@ -97,7 +97,7 @@ def start(setup: Setup):
     elif config.reward.reference == "fixed":
         frozen["ref"] = cast_weights(setup.decoder, policy)
     if config.model.critic == "separate":
-        value["trunk"] = policy
+        value["trunk"] = without_lm_head(policy)
     state = place_state(config, setup.mesh, {"policy": policy, "value": value})
     frozen["reward"] = {name: () for name in setup.device_rewards}
     return state, put(frozen, weight_shardings(setup.mesh, frozen))

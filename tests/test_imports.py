@@ -14,7 +14,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
     errors text gcs storage xla_flags freed_memory faults preemption
-    chips topologies config types masked ranges arguments config_io validate_model validate
+    chips topologies config types masked ranges arguments config_io
+    links clusters processes agreement validate_model validate_mesh validate
     sharding weight_sharding
     tokenizer jsonl data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
@@ -28,7 +29,7 @@ ORDER = """
     trunks passes step_metrics step
     run_folder lock metrics alarms console profile manifest restore checkpoint
     loading evaluate experiment experiment_code reward_process
-    prepare programs run_header run_facts resume samples loop train
+    prepare programs run_header run_facts resume samples book loop train
     workload ceilings phase_times memory_layers memory abstract_step plan_advice plan_report planned
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
     bench_report bench

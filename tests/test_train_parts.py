@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax import loop
+from ppo_jax import book
 from ppo_jax.config import replace
 from ppo_jax.errors import ConfigError, RewardError, StorageError
 from ppo_jax.experiment import Experiment
@@ -109,7 +109,7 @@ def test_a_line_is_written_after_the_save_that_filled_the_disk():
         if not room.is_set():
             raise StorageError("no space")
 
-    loop._log(_book(save), write)
+    book._log(_book(save), write)
     assert tries == [False, True]
 
 
@@ -121,5 +121,5 @@ def test_a_line_that_cannot_be_written_without_a_save():
         raise StorageError("no space")
 
     with pytest.raises(StorageError, match="no space"):
-        loop._log(_book(None), write)
+        book._log(_book(None), write)
     assert len(tries) == 1

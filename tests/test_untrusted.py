@@ -12,7 +12,6 @@ FOLDERS = ("ppo_jax", "experiments", "tests")
 # (file, name): why it may.
 EXCEPTIONS = {
     ("ppo_jax/experiment.py", "exec_module"): "an experiment is the user's own program",
-    ("tests/test_hlo.py", "exec_module"): "loads a file of this project that is no package",
     ("tests/test_model_folder.py", "trust_remote_code"): "that it is refused, or handed on",
 }
 

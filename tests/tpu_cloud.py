@@ -18,11 +18,12 @@ FAKE = Path(__file__).with_name("fake_gcloud.py")
 LAUNCH = ROOT / "experiments" / "launch"
 PLAN = {
     "workers": 1,
-    "states": ["WAITING_FOR_RESOURCES", "PROVISIONING"],  # before ACTIVE
+    # before ACTIVE, of the first request, the second, ...; the last stands for all that follow
+    "states": [["WAITING_FOR_RESOURCES", "PROVISIONING"]],
     "ends": [],  # of the first VM, the second, ...
     "ends_with": ["0@60"],  # the first start of a training, the second, ...; None: the real one
     "pip": True,
-    "deaf": False,
+    "deaf": None,  # ssh reaches no worker of the first VM once such a file is in a bucket
 }
 NAMES = {
     "TPU_NAME": "ppo",
@@ -59,7 +60,7 @@ class Cloud:
         folder.mkdir(parents=True)
         (folder / "plan.json").write_text(json.dumps(PLAN | plan))
         _program(folder / "bin/gcloud", "gcloud")
-        for name in ("gcloud", "python3", "sudo", "hostname"):
+        for name in ("gcloud", "python3", "sudo", "hostname", "tail"):
             _program(folder / "vm-bin" / name, name)
 
     def plan(self, **changes: Any) -> None:
@@ -78,7 +79,12 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         env = {key: value for key, value in os.environ.items() if key not in OWN}
         path = f"{self.folder / 'bin'}:{env['PATH']}"
-        return env | {"PATH": path, "FAKE_CLOUD": str(self.folder), "POLL": "0.1"}
+        return env | {
+            "PATH": path,
+            "FAKE_CLOUD": str(self.folder),
+            "POLL": "0.1",
+            "SSH_AUTH_SOCK": "",
+        }
 
     def calls(self, program: str = "gcloud") -> list[list[str]]:
         path = self.folder / "calls.jsonl"
@@ -126,7 +132,7 @@ def make_repository(folder: Path) -> Path:
     skip = shutil.ignore_patterns("__pycache__", "results", "bench")
     for name in ("ppo_jax", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=skip)
-    for name in ("Makefile", "pyproject.toml", "README.md"):
+    for name in (".gitignore", "Makefile", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder / name)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")

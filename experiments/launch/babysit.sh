@@ -65,8 +65,11 @@ renew() { # WHY: the VM is lost, or was never had
 request() { create_vm || trouble 1 "$TPU_NAME could not be requested"; }
 
 begin() { # [fresh]
+  local weight=1
   if [[ ${1:-} == fresh ]] && ! set_up; then
-    trouble 10 "setting up $TPU_NAME has failed"
+    # What fails on a VM that lives fails again; one that is lost in between says nothing.
+    [[ $(state_of vm) != READY ]] || weight=10
+    trouble "$weight" "setting up $TPU_NAME has failed"
     return
   fi
   start_training || trouble 1 "$(run_name) could not be started"
@@ -78,7 +81,7 @@ begin_again() { # CODE, or nothing where none is known
   STEP=$RUN_STEP
   ((RESTARTS += 1))
   if ((RESTARTS > WITHOUT_PROGRESS)); then
-    finish "${1:-1}" "$(run_name) has ended $WITHOUT_PROGRESS times without progress (code ${1:-unknown})"
+    finish "${1:-1}" "$(run_name): no progress in $WITHOUT_PROGRESS restarts (code ${1:-unknown})"
     return
   fi
   say "$(run_name) has ended with code ${1:-unknown} at iteration $RUN_STEP: going on"
@@ -112,18 +115,20 @@ look_at_vm() {
 }
 
 look_at_run() {
-  local lines
-  lines=$(on_workers ask all "$(asking_state)" 2>/dev/null </dev/null | grep '^ppo-jax-state ') || true
-  if (($(grep -c . <<<"$lines") >= $(worker_count))); then
+  local out errors why
+  errors=$(mktemp)
+  if out=$(on_workers ask all "$(asking_state)" 2>"$errors" </dev/null); then
     REACHED=yes UNREACHED=0
-    decide "$lines"
+    decide "$(grep '^ppo-jax-state ' <<<"$out")"
   elif [[ -z $REACHED ]]; then # perhaps no key, which no new VM would cure
-    trouble 3 "ssh does not reach every worker of $TPU_NAME; is the key in the agent (ssh-add)?"
+    why=$(grep . "$errors" | tail -n 1) || true
+    trouble 3 "ssh does not reach every worker of $TPU_NAME: $why"
   else
     ((UNREACHED += 1))
     note "$TPU_NAME does not answer"
     ((UNREACHED < UNREACHABLE)) || renew "$TPU_NAME has stopped answering"
   fi
+  rm -f "$errors"
 }
 
 decide() { # LINES, one a worker
@@ -215,6 +220,7 @@ babysit() {
     return
   fi
   STEP=$RUN_STEP
+  check_agent
   while :; do
     look
     [[ -z $ENDED ]] || break

