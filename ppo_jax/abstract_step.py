@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from ppo_jax.config import Config
 from ppo_jax.decoder import Decoder
-from ppo_jax.memory import Case, abstract_weights
+from ppo_jax.memory_weights import Case, abstract_weights
 from ppo_jax.sharding import batch_sharding, replicated
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts, PyTree

@@ -9,7 +9,7 @@ from ppo_jax.config import Config
 from ppo_jax.console import shared_console
 from ppo_jax.hlo_collectives import Collective, needless
 from ppo_jax.hlo_kernels import Launches, Moved
-from ppo_jax.memory import Case
+from ppo_jax.memory_weights import Case
 from ppo_jax.plan_report import scaled
 from ppo_jax.text import visible
 from ppo_jax.topologies import Target

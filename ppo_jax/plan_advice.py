@@ -6,7 +6,8 @@ Every proposal has been held against the same memory model: applied, it fits.
 from typing import NamedTuple
 
 from ppo_jax.config import Config, replace
-from ppo_jax.memory import Case, memory_of
+from ppo_jax.memory import memory_of
+from ppo_jax.memory_weights import Case
 
 RANKS = (64, 16, 4)  # of adapters
 SMALLEST_CHUNK = 16  # tokens: below, the head's products are too thin

@@ -8,7 +8,7 @@ from ppo_jax.config import Config, ModelConfig, ParallelOptions
 from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import Source, open_source
-from ppo_jax.memory import Case
+from ppo_jax.memory_weights import Case
 from ppo_jax.model import scans_layers
 from ppo_jax.prepare import open_critic
 from ppo_jax.validate import check_devices, check_model

@@ -18,7 +18,7 @@ from ppo_jax.experiment import load_experiment
 from ppo_jax.hlo_collectives import Collective
 from ppo_jax.hlo_kernels import Moved
 from ppo_jax.main import main
-from ppo_jax.memory import Case, abstract_weights
+from ppo_jax.memory_weights import Case, abstract_weights
 from ppo_jax.planned import open_planned
 from ppo_jax.sharding import batch_devices, make_mesh
 from ppo_jax.topologies import Target

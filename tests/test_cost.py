@@ -14,7 +14,7 @@ from ppo_jax import attention, cost
 from ppo_jax.config import Config, replace
 from ppo_jax.cost import Lengths, floor_seconds, phase_work, trunk_flops
 from ppo_jax.decoder import Decoder
-from ppo_jax.memory import abstract_weights
+from ppo_jax.memory_weights import abstract_weights
 from ppo_jax.model import init_trunk, unembed
 
 # Windows shorter and longer than the rows, in some of the layers or in all of them.

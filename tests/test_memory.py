@@ -8,7 +8,8 @@ from ppo_jax.abstract_step import lower_step
 from ppo_jax.config import Config, ModelConfig, replace
 from ppo_jax.decoder import make_decoder
 from ppo_jax.loading import open_source, resolve_options
-from ppo_jax.memory import Case, abstract_weights, memory_of, tree_bytes
+from ppo_jax.memory import memory_of
+from ppo_jax.memory_weights import Case, abstract_weights, tree_bytes
 from ppo_jax.prepare import prepare
 from ppo_jax.programs import memory_bytes
 from ppo_jax.rewards.base import parse_rewards

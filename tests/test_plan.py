@@ -16,7 +16,8 @@ from ppo_jax.config import Config, replace
 from ppo_jax.cost import seen_pairs, trunk_flops
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment, load_experiment
-from ppo_jax.memory import Case, memory_of
+from ppo_jax.memory import memory_of
+from ppo_jax.memory_weights import Case
 from ppo_jax.plan import as_json, expected_lengths, plan, run_plan, write_plan
 from ppo_jax.plan_report import scaled, show_plan, verdict
 from ppo_jax.tokenizer import byte_tokenizer

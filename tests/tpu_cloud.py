@@ -35,6 +35,7 @@ NAMES = {
     "EXP": "tiny",
 }
 OWN = (*NAMES, "RUNTIME", "SPOT", "WORKER", "CMD", "SEED", "ARGS", "RUN_DIR", "DRY_RUN")
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")  # of a make that runs the tests
 needs_programs = pytest.mark.skipif(
     not all(map(shutil.which, ("git", "make", "bash", "setsid"))), reason="needs git, make, setsid"
 )
@@ -77,14 +78,10 @@ class Cloud:
         return _ran(["make", "-s", *given, *words], self.repository, self.environment())
 
     def environment(self) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if key not in OWN}
+        env = {key: value for key, value in os.environ.items() if key not in OWN + OF_MAKE}
         path = f"{self.folder / 'bin'}:{env['PATH']}"
-        return env | {
-            "PATH": path,
-            "FAKE_CLOUD": str(self.folder),
-            "POLL": "0.1",
-            "SSH_AUTH_SOCK": "",
-        }
+        env |= {"PATH": path, "FAKE_CLOUD": str(self.folder)}
+        return env | {"POLL": "0.1", "SSH_AUTH_SOCK": ""}
 
     def calls(self, program: str = "gcloud") -> list[list[str]]:
         path = self.folder / "calls.jsonl"
