@@ -14,6 +14,7 @@ from ppo_jax.memory_weights import Case, abstract_weights
 from ppo_jax.sharding import batch_sharding, replicated
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts, PyTree
+from ppo_jax.weight_sharding import weight_shardings
 
 
 class Rewards(NamedTuple):
@@ -46,17 +47,20 @@ def lower_step(
     another shape than the policy's; None: `decoder` does."""
     setup = Setup(config, mesh, decoder, critic or decoder, rewards.rules, rewards.weights)
     state, still = abstract_weights(config, case.model, case.critic)
-    frozen = {**still, "reward": rewards.tables}
     shape, B = jax.ShapeDtypeStruct, config.rollout.batch_size
     rows = lambda *columns: shape((B, *columns), jnp.int32)
     ids, mask = rows(case.width), shape((B, case.width), bool)
     prompts = Prompts(ids, mask, rows(), rows(), rewards.columns)
     hparams = jax.tree.map(lambda _: shape((), jnp.float32), config.hparams)
     whole, split = replicated(mesh), batch_sharding(mesh)
-    put = lambda tree, where: jax.tree.map(lambda x: shape(x.shape, x.dtype, sharding=where), tree)
+    put = lambda x, where: shape(x.shape, x.dtype, sharding=where)
+    everywhere = lambda tree, where: jax.tree.map(lambda x: put(x, where), tree)
+    shared = lambda tree: jax.tree.map(put, tree, weight_shardings(mesh, tree))
     step = jax.jit(
         functools.partial(train_step, setup),
         donate_argnums=0,
-        out_shardings=(whole, whole, split, split),
+        out_shardings=(weight_shardings(mesh, state), whole, split, split),
     )
-    return step.lower(*(put(tree, whole) for tree in (state, frozen, hparams)), put(prompts, split))
+    frozen = {**shared(still), "reward": everywhere(rewards.tables, whole)}
+    hparams, prompts = everywhere(hparams, whole), everywhere(prompts, split)
+    return step.lower(shared(state), frozen, hparams, prompts)

@@ -27,12 +27,13 @@ from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hlo_collectives import collectives
 from ppo_jax.memory import memory_of
+from ppo_jax.memory_weights import abstract_weights, sampler_bytes
 from ppo_jax.planned import Planned, decoder_of, open_planned
 from ppo_jax.profile import PHASES
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.sharding import make_mesh
 from ppo_jax.topologies import CUDNN, Target, open_gpus, open_tpu
-from ppo_jax.types import PyTree
+from ppo_jax.types import PyTree, TrainState
 
 # Without a device nothing can be tuned, and untuned Triton products of float32 do not compile.
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
@@ -82,6 +83,7 @@ def check(experiment: Experiment, config: Config, options: PlanArgs) -> Checked:
         mesh=dict(mesh.shape),
         stand_ins=stand_ins,
         planned=memory_of(planned.config, planned.case).peak,
+        sampler=sampler_bytes(planned.config, planned.case, *_weights(planned)),
         seconds={"trace": traced, "compile": time.monotonic() - clock - traced},
         refused=refused,
     )
@@ -123,6 +125,10 @@ def abstract_rewards(experiment: Experiment, planned: Planned) -> tuple[Rewards,
     weights = {part.name: part.weight for part in parts}
     stand_ins = tuple(part.name for part in parts if part.device is None)
     return Rewards(rules, weights, tables, _shapes(batch.columns)), stand_ins
+
+
+def _weights(planned: Planned) -> tuple[TrainState, PyTree]:
+    return abstract_weights(planned.config, planned.case.model, planned.case.critic)
 
 
 def _shapes(tree: PyTree) -> PyTree:
@@ -169,6 +175,7 @@ def _read(made: Checked, lowered, compiled, options: PlanArgs) -> Checked:
         _write(options.hlo, text)
     program = hlo.parse(text)
     loops = hlo.decode_loops(program)
+    least = smallest_array(made.config, made.case, made.mesh)
     return made._replace(
         memory=_held(lowered, compiled),
         collectives=collectives(program, made.mesh, tuple(PHASES)),
@@ -176,7 +183,8 @@ def _read(made: Checked, lowered, compiled, options: PlanArgs) -> Checked:
         step_calls=[hlo_kernels.custom_calls(program, loop.bodies[0]) for loop in loops],
         calls=hlo_kernels.custom_calls(program),
         phases=hlo_kernels.phase_launches(program, tuple(PHASES)),
-        moved=hlo_kernels.moved(program, smallest_array(made.config, made.case, made.mesh)),
+        moved=hlo_kernels.moved(program, least),
+        copied=sum(one.bytes for one in hlo_kernels.moved_before(program, least)),
     )
 
 

@@ -14,6 +14,8 @@ from ppo_jax.plan_report import scaled
 from ppo_jax.text import visible
 from ppo_jax.topologies import Target
 
+ONE_COPY = 1.1  # times its size: what else is moved is small
+
 
 class Held(NamedTuple):
     """Bytes of one device. The state is given away: its outputs lie where its arguments lay."""
@@ -38,6 +40,7 @@ class Checked(NamedTuple):
     mesh: dict[str, int]
     stand_ins: tuple[str, ...]  # rewards of the host
     planned: float  # bytes, by `ppo_jax.memory`
+    sampler: float  # bytes of its own copy of the weights, by the same
     seconds: dict[str, float]  # trace, compile
     refused: str | None = None  # the compiler's word where it could not fit the step
     memory: Held | None = None
@@ -47,6 +50,7 @@ class Checked(NamedTuple):
     calls: dict[str, int] = {}  # foreign kernels in the whole program, each once
     phases: dict[str, Launches] = {}  # operations that the program lists, each once
     moved: list[Moved] = []  # weights and caches that a decode step copies
+    copied: int = 0  # bytes of those that the rollout copies outside of its decode loops
 
     @property
     def peak(self) -> int:
@@ -70,11 +74,23 @@ def faults(made: Checked) -> list[str]:
             f"the decode loop holds {one.count} {one.kind} over {'+'.join(one.axes)}, which it "
             "need not"
         )
-    if made.target.chip.platform == "gpu" and made.moved:
+    if made.target.chip.platform == "gpu":
+        found += _copies(made)
+    return found
+
+
+def _copies(made: Checked) -> list[str]:
+    found = []
+    if made.moved:
         size = scaled(sum(one.bytes for one in made.moved), "B")
         found.append(
             f"the decode loops hold {len(made.moved)} copies of weights or caches ({size}), which "
             "they need not"
+        )
+    if made.copied > ONE_COPY * made.sampler:
+        found.append(
+            f"before the decode loops {scaled(made.copied, 'B')} are copied, more than the "
+            f"sampler's own weights ({scaled(made.sampler, 'B')})"
         )
     return found
 
@@ -97,9 +113,10 @@ def verdict(made: Checked) -> list[str]:
     if found:
         return [f"FAILED: {fault}" for fault in found]
     limit = made.target.chip.memory_bytes
+    again = " or copies a weight or a cache" if made.target.chip.platform == "gpu" else ""
     return [
         f"ok: {scaled(made.peak, 'B')} of {scaled(limit, 'B')} ({made.peak / limit:.0%}) on each "
-        f"{made.target.chip.name}; no decode step waits for another share of the batch"
+        f"{made.target.chip.name}; no decode step waits for another share of the batch{again}"
     ]
 
 
@@ -125,6 +142,7 @@ def as_json(made: Checked) -> dict[str, Any]:
         "phases": {name: listed._asdict() for name, listed in made.phases.items()},
         "custom_calls": made.calls,
         "copied_in_decode": [one._asdict() for one in made.moved],
+        "copied_before_decode": {"bytes": made.copied, "sampler_weights": made.sampler},
         "faults": faults(made),
     }
 
@@ -149,12 +167,17 @@ def _facts(made: Checked, console: Console) -> Table:
         "batch": f"{config.rollout.batch_size} sequences, prompts of at most {made.case.width} "
         f"tokens, responses of at most {config.rollout.max_new_tokens}",
         "reward": rewards,
+        "foreign kernels": _listed(made.calls) or "none",
         "seconds": f"traced in {made.seconds['trace']:.0f}, compiled in "
         f"{made.seconds['compile']:.0f}, on this machine",
     }
     for name, fact in facts.items():
         table.add_row(name, visible(fact, console.encoding))
     return table
+
+
+def _listed(calls: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in calls.items())
 
 
 def _memory(made: Checked) -> Table:
@@ -194,9 +217,14 @@ def _decode(made: Checked) -> Table:
         table.add_column(name, justify="right")
     table.add_column("foreign kernels among them", overflow="fold")
     for step, calls in zip(made.steps, made.step_calls, strict=True):
-        listed = ", ".join(f"{count} x {name}" for name, count in calls.items())
         size = scaled(step.copy_bytes, "B")
-        table.add_row(str(step.kernels), str(step.fusions), str(step.copies), size, listed)
+        counts = map(str, (step.kernels, step.fusions, step.copies))
+        table.add_row(*counts, size, _listed(calls))
     size = scaled(sum(one.bytes for one in made.moved), "B")
-    table.caption = f"weights and caches copied in them: {len(made.moved)}, {size}"
+    table.caption = (
+        f"weights and caches copied in them: {len(made.moved)}, {size}; before them "
+        f"{scaled(made.copied, 'B')}, of which the sampler's own weights "
+        f"{scaled(made.sampler, 'B')}"
+    )
+    table.caption_justify = "left"
     return table

@@ -19,6 +19,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _NAMES = re.compile(r"[\w.\-]+")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_COUNTED = ("get-tuple-element", "constant")
 _CALLED = re.compile(
     r"\b(?:body|condition|to_apply|calls|called_computations|branch_computations"
     r"|(?:true|false)_computation)=(?:\{([^}]*)\}|%?([\w.\-]+))"
@@ -42,8 +43,8 @@ class Operation(NamedTuple):
         return tuple(part.lstrip("(") for part in found[1].split("/")) if found else ()
 
     @property
-    def trips(self) -> int | None:
-        """Of a loop, where they are known when it is compiled."""
+    def known_trips(self) -> int | None:
+        """Of a loop, where its line says how often it runs."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
 
@@ -71,10 +72,19 @@ class Operation(NamedTuple):
         return self.called if self.opcode in ("call", "conditional") else []
 
     @property
+    def written(self) -> str:
+        """The type of what it writes. The start of an asynchronous operation is a tuple, of what it
+        reads, where it writes and a context; that of a copy names the place to write first."""
+        if not self.opcode.endswith("-start"):
+            return self.type
+        parts = _elements(self.type)
+        return parts[0 if self.opcode == "copy-start" or len(parts) < 2 else 1]
+
+    @property
     def space(self) -> int:
-        """The memory its first array is in: 0 is the device's, others are chosen by the compiler
-        (1: a TPU's own, on the chip)."""
-        found = re.search(r"S\((\d+)\)", self.type.split("}")[0])
+        """The memory that it writes to: 0 is the device's, others are chosen by the compiler (1: a
+        TPU's own, on the chip)."""
+        found = re.search(r"S\((\d+)\)", self.written.split("}")[0])
         return int(found[1]) if found else 0
 
 
@@ -84,6 +94,21 @@ class Program(NamedTuple):
 
     def operation(self, computation: str, name: str) -> Operation | None:
         return next((op for op in self.computations[computation] if op.name == name), None)
+
+    def trips(self, loop: Operation) -> int | None:
+        """How often a loop runs, where that is known when it is compiled: by its line, or by a
+        condition that compares a counter with a number, which is counted to from 0."""
+        if loop.known_trips is not None:
+            return loop.known_trips
+        for name in re.findall(r"\bcondition=%?([\w.\-]+)", loop.attributes):
+            ops = {op.name: op for op in self.computations.get(name, ())}
+            root = next(reversed(ops.values()), None)
+            if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
+                return None
+            counter, limit = (ops.get(operand) for operand in root.operands)
+            if counter and limit and (counter.opcode, limit.opcode) == _COUNTED:
+                return int(limit.arguments)
+        return None
 
 
 def parse(text: str) -> Program:
@@ -114,11 +139,11 @@ def decode_loops(program: Program) -> list[Operation]:
     They are of unknown length, in the rollout, and in no other loop: what a decode step nests, the
     refill of its slots, is a part of it.
     """
-    return [op for op in operations(program) if is_decode_loop(op)]
+    return [op for op in operations(program) if is_decode_loop(program, op)]
 
 
-def is_decode_loop(op: Operation) -> bool:
-    if op.opcode != "while" or op.trips is not None or ROLLOUT not in op.scope:
+def is_decode_loop(program: Program, op: Operation) -> bool:
+    if op.opcode != "while" or ROLLOUT not in op.scope or program.trips(op) is not None:
         return False
     between = op.scope[op.scope.index(ROLLOUT) + 1 :]
     # What the compiler has made loops of, a scatter say, has another name in the end.
@@ -148,6 +173,16 @@ def _operation(name: str, text: str) -> Operation:
     opcode, _, rest = text[end:].strip().partition("(")
     inside = _closing(rest, ")")
     return Operation(name, text[:end], opcode, rest[:inside], rest[inside + 1 :])
+
+
+def _elements(type_: str) -> list[str]:
+    """Of a tuple's type."""
+    rest, found = type_.removeprefix("(").removesuffix(")"), []
+    while rest:
+        end = _closing(rest, ",")
+        found.append(rest[:end].strip())
+        rest = rest[end + 1 :]
+    return found
 
 
 def _closing(text: str, sign: str) -> int:

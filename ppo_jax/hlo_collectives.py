@@ -76,14 +76,15 @@ class _Reader(NamedTuple):
         return found
 
     def _inside(self, op: Operation, phase: str, decoding: bool) -> list[Collective]:
-        decoding = decoding or is_decode_loop(op)
+        decoding = decoding or is_decode_loop(self.program, op)
         sides = [self.of(name, phase, decoding) for name in op.called]
         if op.opcode == "conditional":
             return max(sides, key=lambda side: sum(one.bytes for one in side))
         found = [one for side in sides for one in side]
-        if op.opcode != "while" or is_decode_loop(op):
+        if op.opcode != "while" or is_decode_loop(self.program, op):
             return found
-        trips, unknown = op.trips or 1, op.trips is None
+        trips = self.program.trips(op)
+        unknown, trips = trips is None, 1 if trips is None else trips
         return [
             one._replace(
                 count=one.count * trips,
@@ -104,6 +105,8 @@ class _Reader(NamedTuple):
         size = sum(sum(array_bytes(source.type)) for source in given if source is not None)
         if kind == "all-gather":
             size *= max(len(group) for group in groups)
+        if kind == "all-reduce":  # which a TPU may round on the way
+            size = sum(array_bytes(op.type))
         return [Collective(phase, kind, axes, decoding, 1, float(size), False)]
 
 

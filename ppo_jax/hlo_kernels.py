@@ -4,7 +4,15 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from ppo_jax.hlo import Operation, Program, array_bytes, decode_loops, launched, operations
+from ppo_jax.hlo import (
+    ROLLOUT,
+    Operation,
+    Program,
+    array_bytes,
+    decode_loops,
+    launched,
+    operations,
+)
 
 # What launches nothing of its own: names, views, and the calls that are followed instead.
 FREE = frozenset(
@@ -15,6 +23,8 @@ FREE = frozenset(
 MOVES = FREE | frozenset(
     "copy transpose reshape concatenate slice dynamic-slice pad convert reverse".split()
 )
+# Foreign calls that name a place in memory and do no work.
+PLACES = ("ConcatBitcast", "AllocateBuffer", "Sharding")
 VIEWS = ("bitcast", "reshape", "get-tuple-element", "optimization-barrier", "opt-barrier")
 
 
@@ -59,10 +69,9 @@ def _launches_of(program: Program, op: Operation) -> Launches:
     if op.opcode in FREE or op.opcode.endswith("-done"):
         return Launches()
     if op.bodies:
-        return max(launches(program, name) for name in op.bodies).times(op.trips or 1)
+        return max(launches(program, name) for name in op.bodies).times(program.trips(op) or 1)
     if op.opcode.removesuffix("-start") == "copy":
-        # The start of an asynchronous copy is a tuple: where to, where from, and a context.
-        return Launches(1, 1, array_bytes(op.type)[0])
+        return Launches(1, 1, sum(array_bytes(op.written)))
     return Launches(1, fusions=int(op.opcode == "fusion"))
 
 
@@ -79,11 +88,11 @@ def phase_launches(program: Program, scopes: tuple[str, ...]) -> dict[str, Launc
 
 def custom_calls(program: Program, computation: str | None = None) -> dict[str, int]:
     """How many calls of each foreign kernel the program lists, or a computation with all that it
-    launches: cuBLAS's and cuDNN's by name. Annotations for the compiler are none."""
+    launches: cuBLAS's and cuDNN's by name."""
     found: Counter[str] = Counter()
     for op in operations(program, computation):
         target = re.search(r'custom_call_target="([^"]*)"', op.attributes)
-        if op.opcode.startswith("custom-call") and target:
+        if op.opcode.startswith("custom-call") and target and target[1] not in PLACES:
             found[target[1]] += 1
     return dict(found.most_common())
 
@@ -92,14 +101,27 @@ def moved(program: Program, least: int) -> list[Moved]:
     """Arrays of at least so many bytes that a decode step copies, casts or joins out of those it
     was given: weights and caches, which it should only read. A TPU's moves into its memory on the
     chip are none: they are how it reads."""
-    found = []
-    for loop in decode_loops(program):
-        for name in launched(program, loop.bodies[0]):
-            found += [one for one in _moves(program, name) if one.bytes >= least]
-    return found
+    return _moved(program, _in_loops(program), least)
 
 
-def _moves(program: Program, computation: str) -> list[Moved]:
+def moved_before(program: Program, least: int) -> list[Moved]:
+    """The same of the rollout outside of its decode loops: the sampler's copy of the weights."""
+    inside = set(_in_loops(program))
+    outside = [name for name in launched(program, program.entry) if name not in inside]
+    return _moved(program, outside, least, scope=ROLLOUT)
+
+
+def _in_loops(program: Program) -> list[str]:
+    bodies = [name for loop in decode_loops(program) for name in launched(program, loop.bodies[0])]
+    return list(dict.fromkeys(bodies))
+
+
+def _moved(program: Program, names: list[str], least: int, scope: str | None = None) -> list[Moved]:
+    found = [one for name in names for one in _moves(program, name, scope)]
+    return [one for one in found if one.bytes >= least]
+
+
+def _moves(program: Program, computation: str, scope: str | None) -> list[Moved]:
     """Of arrays that come in by the computation's parameters."""
     by_name = {op.name: op for op in program.computations[computation]}
 
@@ -113,11 +135,11 @@ def _moves(program: Program, computation: str) -> list[Moved]:
     for op in by_name.values():
         if not _only_moves(program, op) or op.space != 0:
             continue
+        if scope is not None and scope not in op.scope:
+            continue
         if any(given(name) for name in op.operands):
-            arrays = array_bytes(op.type)
-            # The start of an asynchronous copy names its source as well.
-            size = arrays[0] if op.opcode.endswith("-start") else sum(arrays)
-            found.append(Moved(op.name, op.type.split("{")[0].lstrip("("), size))
+            size = sum(array_bytes(op.written))
+            found.append(Moved(op.name, op.written.split("{")[0], size))
     return found
 
 

@@ -53,11 +53,12 @@ def product(place: Place | None, x: Array, kernel_DF: Array) -> Array:
     The kernel is cast and, where the mesh shares it, gathered right here. Its gradient is float32
     before it is summed over devices, whatever the dtype of the product.
     """
-    return x @ gather(place, kernel_DF.astype(x.dtype))
+    return _product_forward(place, x, kernel_DF)[0]
 
 
 def _product_forward(place, x, kernel_DF):
-    return product(place, x, kernel_DF), (x, kernel_DF)
+    # The product itself, not `product`, into which no policy of what to keep for the backward looks.
+    return x @ gather(place, kernel_DF.astype(x.dtype)), (x, kernel_DF)
 
 
 def _product_backward(place, saved, grad):

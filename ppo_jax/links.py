@@ -6,7 +6,6 @@ The network of the devices would tell of a process that is gone late, in pages, 
 
 import contextlib
 import json
-import secrets
 import socket
 import threading
 import time
@@ -14,7 +13,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-HELLO_SECONDS = 10.0  # for a stranger that has connected to say who it is
+HELLO_SECONDS = 10.0  # for one that has connected to say who it is
+WHO = {"program": "ppo-jax", "version": 1}  # of what is said here
+LONGEST = 1 << 20  # bytes of a message before all are there
 # A machine that is gone without a word is noticed within 10 + 4 x 5 seconds.
 ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
@@ -186,56 +187,99 @@ class Links:
         threading.Thread(target=self._on_ending, args=(ending,), daemon=True).start()
 
 
-def listen() -> tuple[socket.socket, int, str]:
-    """(socket, port, token) for `accept`; the token is what a process of this run knows."""
-    listener = socket.create_server(("", 0), backlog=1024)
-    return listener, listener.getsockname()[1], secrets.token_hex(16)
-
-
 def accept(
-    listener: socket.socket, token: str, count: int, seconds: float
+    address: tuple[str, int], count: int, seconds: float
 ) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """(sockets, hosts) of the processes 1 to `count` - 1. TimeoutError naming those that lack."""
+    """In the first process: (sockets, hosts) of the others, which `connect` to this address.
+
+    Raises OSError if it cannot be listened on, or naming those that do not come in time.
+    """
     deadline = time.monotonic() + seconds
     sockets: dict[int, socket.socket] = {}
     hosts = {0: socket.gethostname()}
-    while len(sockets) < count - 1:
-        listener.settimeout(max(0.01, deadline - time.monotonic()))
+    with _listener(address[1]) as listener:
         try:
-            connection, _ = listener.accept()
-            connection.settimeout(HELLO_SECONDS)
-            with connection.makefile("rb") as lines:
-                said = lines.readline(4096).decode(errors="replace").split()
+            while len(sockets) < count - 1:
+                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                connection, _ = listener.accept()
+                said = _hello(connection)
+                if said is None:
+                    connection.close()
+                    continue
+                own, host = said["process"], said["host"]
+                if said["processes"] != count or own in hosts:
+                    which = f"process {own} of {said['processes']} on {host}"
+                    _send_line(connection, why := f"{which} is not one that lacks, of {count}")
+                    raise ConnectionError(why)
+                sockets[own], hosts[own] = connection, host
+            reply: Any = hosts
         except TimeoutError:
-            if time.monotonic() < deadline:
-                continue
             lacking = ", ".join(str(k) for k in range(1, count) if k not in sockets)
-            raise TimeoutError(f"process {lacking} did not connect") from None
-        if len(said) != 3 or not secrets.compare_digest(said[0], token):
-            connection.close()
-            continue
-        index = int(said[1])
-        sockets[index], hosts[index] = _kept_alive(connection), said[2]
+            reply = f"process {lacking} of {count} did not come"
+        except ConnectionError as error:
+            reply = str(error)
     for connection in sockets.values():
-        connection.sendall(json.dumps(hosts).encode() + b"\n")
-    listener.close()
-    return sockets, hosts
+        _send_line(connection, reply)
+    if isinstance(reply, str):
+        raise ConnectionError(reply)
+    return {own: _kept_alive(connection) for own, connection in sockets.items()}, hosts
 
 
 def connect(
-    address: tuple[str, int], token: str, index: int, seconds: float
+    address: tuple[str, int], own: int, count: int, seconds: float
 ) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """(socket to the first process, hosts). Raises OSError if it does not answer."""
-    connection = socket.create_connection(address, timeout=seconds)
-    connection.sendall(f"{token} {index} {socket.gethostname()}\n".encode())
+    """(socket to the first process, hosts). Raises OSError if it does not answer in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            connection = socket.create_connection(address, timeout=5)
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+    connection.settimeout(seconds + HELLO_SECONDS)  # the others have as long
+    _send_line(
+        connection, {**WHO, "process": own, "processes": count, "host": socket.gethostname()}
+    )
+    reply = _read_line(connection)
+    if not isinstance(reply, dict):
+        raise ConnectionError(reply or "process 0 closed the connection")
+    return {0: _kept_alive(connection)}, {int(process): host for process, host in reply.items()}
+
+
+def _listener(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+        )
+    return socket.create_server(("", port), backlog=1024)
+
+
+def _hello(connection: socket.socket) -> dict[str, Any] | None:
+    """What a process of a run says first; None of a stranger."""
+    connection.settimeout(HELLO_SECONDS)
+    try:
+        said = _read_line(connection)
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and WHO.items() <= said.items() else None
+
+
+def _send_line(connection: socket.socket, message: Any) -> None:
+    with contextlib.suppress(OSError):  # whoever it was for is gone, which is seen on reading
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read_line(connection: socket.socket) -> Any:
+    """The next message, and not a byte beyond; None where the connection has ended."""
     data = b""
-    while not data.endswith(b"\n"):  # and not a byte more than this line
+    while not data.endswith(b"\n"):
         block = connection.recv(1)
-        if not block:
-            raise ConnectionError("the first process closed the connection")
+        if not block or len(data) > LONGEST:
+            return None
         data += block
-    hosts = {int(process): host for process, host in json.loads(data).items()}
-    return {0: _kept_alive(connection)}, hosts
+    return json.loads(data)
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:

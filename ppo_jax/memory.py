@@ -183,9 +183,8 @@ def _head(config: Config, case: Case, state: TrainState) -> dict[str, float]:
 def _layers(config: Config, case: Case, state: TrainState) -> dict[str, float]:
     """The layers' gradients, with the activations they are made of (`gradients`)."""
     layers = [held(config, case, model) for model in trunk_shapes(case)]
-    own = (
-        0.0 if _unrolled_on_cpu(config, case) else _at_once(case)(_group_bytes(config, case, state))
-    )
+    groups = _group_bytes(config, case, state)
+    own = 0.0 if _unrolled_on_cpu(config, case) else _at_once(case)(groups)
     tokens = _part_rows(config, case) * config.rollout.max_new_tokens
     whole = tokens <= config.model.logit_chunk and config.model.lora.rank is None
     return {

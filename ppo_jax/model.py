@@ -46,12 +46,13 @@ def embed(decoder: Decoder, params: PyTree, ids: Array, positions: Array) -> Arr
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def look_up(place: Place | None, dtype: jnp.dtype, table_ND: Array, index: Array) -> Array:
     """Rows [..., D] of a table in this dtype, with a float32 gradient for the table."""
-    return gather(place, table_ND.astype(dtype))[index]
+    return _look_up_forward(place, dtype, table_ND, index)[0]
 
 
 def _look_up_forward(place, dtype, table_ND, index):
+    rows = gather(place, table_ND.astype(dtype))[index]
     # An empty array tells the backward pass the table's dtype, for which it needs nothing else.
-    return look_up(place, dtype, table_ND, index), (table_ND[:0], table_ND.shape[0], index)
+    return rows, (table_ND[:0], table_ND.shape[0], index)
 
 
 def _look_up_backward(place, dtype, saved, grad):

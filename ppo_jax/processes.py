@@ -14,16 +14,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
-from ppo_jax import clusters, links
+from ppo_jax import clusters, links, relay
 from ppo_jax.arguments import ProcessArgs
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.links import Ending, Links
 from ppo_jax.preemption import Preemption
 from ppo_jax.text import one_line
 
-KEY = "ppo_jax/links"  # of the port and token of the first process
 SEEN_SECONDS = 1.0  # for the end of another process to be known, which may be why this one fails
 OWN_SECONDS = 5.0  # for a process to end by itself, having seen what another one ends with
 LAST_SECONDS = 60.0  # for what it still writes then, and for the first process to outlast others
@@ -32,8 +30,9 @@ LAST_SECONDS = 60.0  # for what it still writes then, and for the first process 
 class Group:
     """This process among several."""
 
-    def __init__(self, index: int, count: int, preemption: Preemption):
+    def __init__(self, index: int, count: int, host: str, preemption: Preemption):
         self.index, self.count, self.preemption = index, count, preemption
+        self.host = host  # of the first one
         self.links: Links
         self.leaving = threading.Event()  # the main thread ends by itself
 
@@ -92,6 +91,7 @@ def joined(args: ProcessArgs, preemption: Preemption) -> Iterator[None]:
         yield
         return
     try:
+        _initialize(group)
         yield
     except BaseException as error:
         _leave_with(group, error)
@@ -135,32 +135,24 @@ def leave(code: int) -> None:
 
 
 def _join(args: ProcessArgs, preemption: Preemption) -> Group | None:
-    global _group, _broken
+    global _group
     check(args)
     asked = args.coordinator is not None
     cluster = None if asked or args.distributed == "off" else clusters.detect(os.environ)
     if args.processes == 1 or not (asked or cluster):
         return None
-    import jax
-
-    deadline = time.monotonic() + args.join_seconds
-    if asked:
-        _find_coordinator(args)
-    _broken = True  # until all have been found
-    _initialize(args, cluster)
-    state: Any = jax._src.distributed.global_state
-    group = Group(state.process_id, state.num_processes, preemption)
-    host = state.coordinator_address.rpartition(":")[0].strip("[]")
+    what = cluster or f"--coordinator={args.coordinator}"
     try:
-        found = _link(group, state.client, host, max(1.0, deadline - time.monotonic()))
-    except (OSError, RuntimeError) as error:  # a time that has run out is an OSError
+        address, total, own = _place(args, cluster)
+        host, _, port = address.rpartition(":")
+        group = _link((host.strip("[]"), int(port)), total, own, preemption, args.join_seconds)
+    except (OSError, RuntimeError, ValueError) as error:  # the last two: of the cluster's interface
         raise ConfigError(
-            f"process {group.index} of {group.count} on {socket.gethostname()} is not joined to "
-            f"the first one on {host} ({one_line(error)})"
+            f"{what}: the processes of this run did not find each other ({one_line(error)}; "
+            f"--join_seconds={args.join_seconds:g})"
         ) from None
-    group.links = Links(group.index, *found, on_ending=group.ended)
     preemption.tell = group.tell
-    _group, _broken = group, False
+    _group = group
     return group
 
 
@@ -191,59 +183,51 @@ def check(args: ProcessArgs) -> None:
         )
 
 
-def _initialize(args: ProcessArgs, cluster: str | None) -> None:
-    """`jax.distributed.initialize`. Raises ConfigError."""
+def _place(args: ProcessArgs, cluster: str | None) -> tuple[str, int, int]:
+    """(address of the coordinator, number of processes, which one this is)."""
+    if cluster is None:
+        assert args.coordinator and args.processes is not None and args.process is not None
+        return args.coordinator, args.processes, args.process
+    from jax._src.clusters import ClusterEnv  # as `jax.distributed.initialize()` does
+
+    address, total, own, _ = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, math.ceil(args.join_seconds)
+    )
+    if address is None or total is None or own is None:
+        raise OSError(f"JAX does not know this {cluster}; {clusters.OTHERWISE}")
+    return address, total, own
+
+
+def _link(
+    address: tuple[str, int], total: int, own: int, preemption: Preemption, seconds: float
+) -> Group:
+    if own == 0:
+        sockets, hosts = links.accept(address, total, seconds)
+    else:
+        sockets, hosts = links.connect(address, own, total, seconds)
+    group = Group(own, total, address[0], preemption)
+    group.links = Links(own, sockets, hosts, on_ending=group.ended)
+    return group
+
+
+def _initialize(group: Group) -> None:
+    """Join the processes' JAX, whose coordinator has a port of its own. Raises ConfigError.
+
+    They are all there: where one is waited for in vain, JAX ends the others in its own way.
+    """
     import jax
 
-    what = cluster or f"--coordinator={args.coordinator}"
+    with socket.create_server(("", 0)) as free:
+        group.links.post("coordinator", free.getsockname()[1])
+    port = group.links.collect("coordinator")[0]
+    # It would handle SIGTERM, which is ours to do.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            coordinator_address=args.coordinator,
-            num_processes=args.processes,
-            process_id=args.process,
-            initialization_timeout=math.ceil(args.join_seconds),
-        )
-    except Exception as error:  # of gRPC, of the cluster's own interface, or JAX's about both
-        raise ConfigError(
-            f"{what}: the processes did not find each other within --join_seconds="
-            f"{args.join_seconds:g} ({one_line(error)})"
-        ) from None
-
-
-def _find_coordinator(args: ProcessArgs) -> None:
-    """Wait until process 0 listens, which JAX would do with pages of text; in process 0, see that
-    it can."""
-    assert args.coordinator is not None
-    host, _, port = args.coordinator.rpartition(":")
-    if args.process == 0:
-        try:
-            socket.create_server(("", int(port))).close()
-        except OSError as error:
-            raise ConfigError(
-                f"--coordinator={args.coordinator}: process 0 cannot listen on port {port} "
-                f"({error.strerror})"
-            ) from None
-        return
-    deadline = time.monotonic() + args.join_seconds
-    while True:
-        try:
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"--coordinator={args.coordinator}: process 0 was not there within "
-                    f"--join_seconds={args.join_seconds:g} ({one_line(error)})"
-                ) from None
-        time.sleep(0.2)
-
-
-def _link(group: Group, client: Any, host: str, seconds: float):
-    if group.index == 0:
-        listener, port, token = links.listen()
-        client.key_value_set(KEY, f"{port} {token}")
-        return links.accept(listener, token, group.count, seconds)
-    port, token = client.blocking_key_value_get(KEY, int(1000 * seconds)).split()
-    return links.connect((host, int(port)), token, group.index, seconds)
+        first = group.index == 0
+        own = f"{group.host}:{port}" if first else relay.relay(group.host, port, LAST_SECONDS)
+        jax.distributed.initialize(own, group.count, group.index)
+    except Exception as error:  # of a socket, of gRPC, of JAX, which has been used already
+        raise ConfigError(f"jax.distributed: {one_line(error)}") from None
 
 
 def _write_line(line: str) -> None:

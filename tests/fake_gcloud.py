@@ -43,7 +43,8 @@ def gcloud(words: list[str]) -> int:
     kind, verb, *rest = plain[2:]
     state = load_state()
     code = {"queued-resources": queued, "tpu-vm": vm}[kind](verb, rest, flags, state)
-    (CLOUD / "state.json").write_text(json.dumps(state))
+    (CLOUD / "state.new").write_text(json.dumps(state))
+    (CLOUD / "state.new").replace(CLOUD / "state.json")  # a VM reads it at any time
     return code
 
 
@@ -205,9 +206,8 @@ def ppo_jax(words: list[str]) -> int:
         print("ppo-jax 0")
         return 0
     local = [str(BUCKETS / w[5:]) if w.startswith("gs://") else w for w in words]
-    if PLAN["ends_with"] is None:  # the real program, of the code that was sent
-        env = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-        os.execve(sys.executable, [sys.executable, "-m", "ppo_jax", *local], os.environ | env)
+    if PLAN["ends_with"] is None:
+        return real_ppo_jax(local)
     flag = lambda name: local[local.index(f"--run.{name}") + 1]
     folder = Path(flag("dir"), Path(local[1]).stem, flag("cell"), f"seed{flag('seed')}")
     starts = sum(
@@ -228,6 +228,20 @@ def ppo_jax(words: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         time.sleep(600)
     return int(code)
+
+
+def real_ppo_jax(words: list[str]) -> int:
+    """Of the code that was sent. Once there is what this VM's end waits for, it stands still, so
+    that it cannot be done before somebody has looked."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    child = subprocess.Popen([sys.executable, "-m", "ppo_jax", *words], env=env)
+    ends = PLAN["ends"][load_state()["life"] - 1 :][:1]
+    while child.poll() is None:
+        if ends and any(BUCKETS.glob(ends[0]["when"])):
+            child.send_signal(signal.SIGSTOP)
+            ends = []
+        time.sleep(0.01)
+    return child.returncode
 
 
 def hostname(words: list[str]) -> int:

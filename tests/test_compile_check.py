@@ -53,6 +53,18 @@ def test_the_real_step_on_four_devices(made):
     assert updates[0].bytes >= steps * made.memory.params
 
 
+def test_shared_weights_are_gathered_before_the_decode_loop(made, monkeypatch):
+    """In it nothing but what `tensor` has cut is put together."""
+    on_cpus(monkeypatch)
+    cut = check(TINY, replace(QUICK, **{"parallel.fsdp": 2, "parallel.tensor": 2}), PlanArgs())
+    assert cut.mesh == {"data": 1, "fsdp": 2, "tensor": 2} and faults(cut) == []
+    assert {one.axes for one in cut.collectives if one.decoding} == {("tensor",)}
+    gathers = [one for one in cut.collectives if one.kind == "all-gather" and not one.decoding]
+    assert any("fsdp" in one.axes for one in gathers)
+    assert cut.memory.params < 0.3 * made.memory.params
+    assert cut.memory.optimiser < 0.3 * made.memory.optimiser
+
+
 def test_memory_by_what_it_is_for(made):
     held = made.memory
     assert held.optimiser == pytest.approx(2 * held.params, rel=1e-3)  # two moments
@@ -100,6 +112,9 @@ def test_copies_are_a_fault_on_a_gpu_alone(made):
     assert faults(copies) == []
     gpu = copies._replace(target=copies.target._replace(chip=CHIP._replace(platform="gpu")))
     assert "1 copies of weights or caches (5 MB)" in faults(gpu)[0]
+    twice = gpu._replace(moved=[], sampler=1e6, copied=2_000_000)
+    assert "2 MB are copied, more than the sampler's own weights (1 MB)" in faults(twice)[0]
+    assert faults(twice._replace(copied=1_000_000)) == []
 
 
 def test_a_fault_ends_the_command_and_the_file_is_there(made, tmp_path, monkeypatch, capsys):

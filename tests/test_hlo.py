@@ -6,7 +6,14 @@ import pytest
 from jax import lax
 
 from ppo_jax import hlo
-from ppo_jax.hlo_kernels import Launches, custom_calls, decode_steps, moved, phase_launches
+from ppo_jax.hlo_kernels import (
+    Launches,
+    custom_calls,
+    decode_steps,
+    moved,
+    moved_before,
+    phase_launches,
+)
 
 TEXT = """\
 HloModule jit_step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
@@ -105,12 +112,15 @@ HloModule jit_step
   %made = f32[4,4]{1,0} fusion(%x), kind=kLoop, calls=%reads
   %chip = (f32[4,4]{1,0:S(1)}, f32[4,4]{1,0}, u32[]) copy-start(%x)
   %near = f32[4,4]{1,0:S(1)} copy-done(%chip)
+  %part = ((f32[4,4]{1,0}), f32[2,4]{1,0:T(8,128)S(1)}, s32[]) slice-start(%y), slice={[0:2], [0:4]}
   %own = f32[4,4]{1,0} copy(%made)
   ROOT %r = (f32[4,4]{1,0}, f32[4,4]{1,0}) tuple(%own, %y)
 }
 
 ENTRY %main (z: f32[4,4]) -> f32[4,4] {
   %z = f32[4,4]{1,0} parameter(0)
+  %own_w = bf16[4,4]{1,0} convert(%z), metadata={op_name="jit(step)/rollout/convert_element_type"}
+  %ref = bf16[4,4]{1,0} convert(%z), metadata={op_name="jit(step)/scoring/convert_element_type"}
   %t = (f32[4,4]{1,0}, f32[4,4]{1,0}) tuple(%z, %z)
   %w = (f32[4,4]{1,0}, f32[4,4]{1,0}) while(%t), condition=%c, body=%decode, metadata={op_name="jit(step)/rollout/shard_map/while"}
   ROOT %g = f32[4,4]{1,0} get-tuple-element(%w), index=0
@@ -120,7 +130,9 @@ ENTRY %main (z: f32[4,4]) -> f32[4,4] {
 
 def test_joins_and_casts_are_copies_and_reads_are_none():
     """Neither are moves into a TPU's memory on the chip, nor copies of what was made here."""
-    assert [(one.name, one.bytes) for one in moved(hlo.parse(CASTS), least=16)] == [("joined", 64)]
+    program = hlo.parse(CASTS)
+    assert [(one.name, one.bytes) for one in moved(program, least=16)] == [("joined", 64)]
+    assert [(one.name, one.bytes) for one in moved_before(program, least=16)] == [("own_w", 32)]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +147,41 @@ def test_joins_and_casts_are_copies_and_reads_are_none():
 )
 def test_which_loops_decode(scope, decodes):
     line = f'  %w = s32[] while(%x), condition=%c, body=%b, metadata={{op_name="{scope}"}}'
-    (op,) = hlo.parse("ENTRY %e (x: s32[]) -> s32[] {\n" + line + "\n}\n").computations["e"]
-    assert hlo.is_decode_loop(op) is decodes and op.called == ["c", "b"] and op.bodies == ["b"]
+    program = hlo.parse("ENTRY %e (x: s32[]) -> s32[] {\n" + line + "\n}\n")
+    (op,) = program.computations["e"]
+    assert hlo.is_decode_loop(program, op) is decodes
+    assert op.called == ["c", "b"] and op.bodies == ["b"]
+
+
+CONDITION = """\
+HloModule m
+
+%c (p: (s32[], f32[2])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(30), metadata={stack_frame_id=221}
+  %p = (s32[]{:T(128)}, f32[2]{0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %e (x: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %x = (s32[], f32[2]{0}) parameter(0)
+  ROOT %w = (s32[], f32[2]{0}) while(%x), condition=%c, body=%b
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "old,new,trips",
+    [
+        ("", "", 30),  # as a TPU's compiler leaves it: no count on the loop's own line
+        ("direction=LT", "direction=GT", None),
+        ("compare(%i, %limit)", "compare(%i, %i)", None),
+        ("body=%b", 'body=%b, backend_config={"known_trip_count":{"n":"7"}}', 7),
+    ],
+)
+def test_loops_that_count(old, new, trips):
+    program = hlo.parse(CONDITION.replace(old, new) if old else CONDITION)
+    assert program.trips(program.computations["e"][-1]) == trips
 
 
 def test_lines_with_brackets_in_them():
@@ -163,7 +208,7 @@ def test_a_real_program_has_the_loops_it_was_written_with():
             return lax.while_loop(lambda y: y[0, 0] < 2 * limit, body, x)
 
     program = hlo.parse(jax.jit(step).lower(jnp.ones((8, 8)), 3.0).compile().as_text())
-    trips = [op.trips or 0 for op in hlo.operations(program) if op.opcode == "while"]
+    trips = [program.trips(op) or 0 for op in hlo.operations(program) if op.opcode == "while"]
     assert sorted(trips) == [0, 0, 5, 5]
     decode = decode_steps(program)
     assert len(decode) == 2 and decode[0] == decode[1]

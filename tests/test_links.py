@@ -8,37 +8,33 @@ import pytest
 
 from ppo_jax import links
 from ppo_jax.links import Ending, Links, SpoiledError
+from process_runs import free_port
 
 
 @pytest.fixture
 def three():
     """Three joined ends, and what each was told of endings."""
-    listener, port, token = links.listen()
-    found, told = {}, {k: [] for k in range(3)}
-    accepting = threading.Thread(
-        target=lambda: found.update({0: links.accept(listener, token, 3, 10)})
-    )
-    accepting.start()
-    join = lambda k: found.update({k: links.connect(("127.0.0.1", port), token, k, 10)})
-    others = [threading.Thread(target=join, args=(k,)) for k in (2, 1)]
-    for thread in others:
-        thread.start()
-    for thread in (accepting, *others):
-        thread.join(10)
+    address, told = ("127.0.0.1", free_port()), {k: [] for k in range(3)}
+    join = lambda k: lambda: links.connect(address, k, 3, 10)
+    found = each(lambda: links.accept(address, 3, 10), join(1), join(2))
     ends = [Links(k, *found[k], on_ending=told[k].append) for k in range(3)]
     yield ends, told, found
-    for sockets, _ in found.values():
+    for sockets, _ in found:
         for connection in sockets.values():
             connection.close()
 
 
 def each(*acts):
-    """What each act gives, all at once."""
+    """What each act gives, or the OSError that it raises, all at once."""
     results = {}
-    threads = [
-        threading.Thread(target=lambda k=k, act=act: results.update({k: act()}))
-        for k, act in enumerate(acts)
-    ]
+
+    def run(k, act):
+        try:
+            results[k] = act()
+        except OSError as error:
+            results[k] = error
+
+    threads = [threading.Thread(target=run, args=(k, act)) for k, act in enumerate(acts)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -107,11 +103,8 @@ def test_one_that_is_gone_without_a_word(three):
 
 def test_the_first_one_gone_without_a_word(three):
     _, told, found = three
-    for connection in found[0][0].values():
-        end_of(connection)
-    for k in (1, 2):
-        (ending,) = told_of(told, k)
-        assert (ending.process, ending.code) == (0, None)
+    end_of(found[0][0][1])
+    assert told_of(told, 1) == [Ending(0, socket.gethostname(), None, "", True)]
 
 
 @pytest.mark.parametrize("teller", [0, 2])
@@ -134,25 +127,48 @@ def test_one_that_is_done(three):
     assert time.monotonic() - began < 2 and told[0] == []
 
 
-def test_a_process_that_does_not_come_is_named():
-    listener, port, token = links.listen()
-    with pytest.raises(TimeoutError, match="process 1, 2 did not connect"):
-        links.accept(listener, token, 3, 0.2)
+def test_a_process_that_does_not_come_is_named_to_all():
+    address = ("127.0.0.1", free_port())
+    errors = each(lambda: links.accept(address, 4, 0.5), lambda: links.connect(address, 2, 4, 10))
+    assert [str(error) for error in errors] == ["process 1, 3 of 4 did not come"] * 2
+
+
+def test_a_first_process_that_does_not_come():
+    began = time.monotonic()
+    with pytest.raises(ConnectionRefusedError):
+        links.connect(("127.0.0.1", free_port()), 1, 2, 0.5)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("own, count", [(1, 3), (0, 2)])
+def test_one_of_another_run_is_refused(own, count):
+    address = ("127.0.0.1", free_port())
+    errors = each(
+        lambda: links.accept(address, 2, 5), lambda: links.connect(address, own, count, 5)
+    )
+    for error in errors:
+        assert f"process {own} of {count} on " in str(error), errors
 
 
 def test_a_stranger_is_let_go():
-    listener, port, token = links.listen()
-    found = {}
-    accepting = threading.Thread(
-        target=lambda: found.update(a=links.accept(listener, token, 2, 10))
-    )
-    accepting.start()
-    with socket.create_connection(("127.0.0.1", port)) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\n")
-        assert stranger.recv(1) == b""
-    mine, hosts = links.connect(("127.0.0.1", port), token, 1, 10)
-    accepting.join(10)
-    sockets, same = found["a"]
-    assert hosts == same == dict.fromkeys((0, 1), socket.gethostname()) and set(sockets) == {1}
+    address = ("127.0.0.1", free_port())
+
+    def strange():
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            try:
+                with socket.create_connection(address) as stranger:
+                    stranger.sendall(b"GET / HTTP/1.1\n")
+                    return stranger.recv(1)
+            except ConnectionRefusedError:
+                time.sleep(0.02)
+
+    def join():
+        time.sleep(0.5)
+        return links.connect(address, 1, 2, 5)
+
+    (sockets, hosts), said, (mine, same) = each(lambda: links.accept(address, 2, 10), strange, join)
+    assert said == b"" and set(sockets) == {1}
+    assert hosts == same == dict.fromkeys((0, 1), socket.gethostname())
     for connection in (*mine.values(), *sockets.values()):
         connection.close()

@@ -112,6 +112,28 @@ def compiled_bytes(config: Config) -> int:
     return memory_bytes({"train_step": lowered.compile(compiler_options=options)})
 
 
+MESHES = {
+    "fsdp": {"parallel.data": 1, "parallel.fsdp": 4},
+    "tensor": {"parallel.data": 2, "parallel.tensor": 2},
+    "both": {"parallel.data": 1, "parallel.fsdp": 2, "parallel.tensor": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "name, mesh",
+    [
+        ("scan-wide", "both"),
+        ("rollout", "fsdp"),
+        ("lora", "tensor"),
+        ("separate-four-parts", "both"),
+    ],
+)
+def test_the_peak_of_a_device_is_that_of_the_compiled_step(name, mesh):
+    config = replace(BASE, **CASES[name], **MESHES[mesh])
+    planned = memory_of(config, case_of(config, 4)).peak
+    assert planned == pytest.approx(compiled_bytes(config), rel=0.2)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_peak_is_that_of_the_compiled_step(name):
     config = replace(BASE, **CASES[name])

@@ -97,7 +97,7 @@ def test_push_sends_what_git_tracks_as_it_is_now(tmp_path):
     (cloud.repository / "not_tracked.py").write_text("")
     git(cloud.repository, "add", "ppo_jax/new one.py")
     said = ended(cloud, "push")
-    assert "1 untracked files stay here" in said.err
+    assert "untracked files stay here: 1" in said.err
     code = cloud.home() / "ppo_jax"
     assert (code / "experiments/tiny.py").read_text() == changed.read_text()
     assert (code / "ppo_jax/new one.py").is_file()

@@ -173,7 +173,7 @@ def test_an_experiment_that_git_does_not_track_is_not_started(cloud):
         assert said.code == 2 and "git add experiments/untracked.py" in said.err
         assert not cloud.calls()
         pushed = cloud.tpu("push", DRY_RUN="1")
-        assert "1 untracked files stay here" in pushed.err
+        assert "untracked files stay here: 1" in pushed.err
     finally:
         new.unlink()
 

@@ -5,7 +5,7 @@
 
 INCURABLE="2 3 4 6 7"   # exit codes that the same command would end with again
 WITHOUT_PROGRESS=3      # restarts on a VM that lives
-PATIENCE=30             # failures of gcloud in a row
+PATIENCE=30             # failures, and VMs lost, without a look at a running run in between
 UNREACHABLE=5           # of ssh, after which a VM counts as lost; each is ten tries of gcloud's
 HALF=5                  # looks at a slice of which only some workers run
 
@@ -53,7 +53,8 @@ renew() { # WHY: the VM is lost, or was never had
     finish 0 "$(run_name) is done at iteration $RUN_STEP"
     return
   fi
-  note "$1: requesting $TPU_NAME again"
+  trouble 1 "$1: requesting $TPU_NAME again"
+  [[ -z $ENDED ]] || return 0
   REACHED="" UNREACHED=0 PARTLY=0
   if ! delete_vm; then
     trouble 1 "$TPU_NAME could not be deleted"

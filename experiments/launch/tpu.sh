@@ -92,7 +92,7 @@ pack() { # FILE: the files that git tracks, as they are now
   git rev-parse --is-inside-work-tree >/dev/null 2>&1 ||
     die 2 "what git tracks is sent, and $PWD is no git checkout"
   others=$(git ls-files --others --exclude-standard | wc -l)
-  ((others == 0)) || say "$((others)) untracked files stay here (git add sends them)"
+  ((others == 0)) || say "untracked files stay here: $((others)) (git add sends them)"
   printf '+ %s\n' "git ls-files -z | tar --null -T - -czf $(quoted "$1")" >&3
   dry && return
   mkdir -p "$(dirname "$1")"

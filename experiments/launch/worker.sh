@@ -140,9 +140,10 @@ supervise() { # outlives the signal that ends the training, to say with which co
     ((got == 127)) || code=$got # 127: what it ended with is known from before
   done
   echo "--- $(now) ended with code $code"
+  # Before the code is known: who has read it may delete the VM.
+  timeout 60 gcloud storage cp "$STATE/log" "$folder/$(hostname).log" >/dev/null 2>&1 || true
   echo "$code" >"$STATE/exit_code.new"
   mv "$STATE/exit_code.new" "$STATE/exit_code"
-  timeout 60 gcloud storage cp "$STATE/log" "$folder/$(hostname).log" >/dev/null 2>&1 || true
 }
 
 state() { # one line for the machine that asks
