@@ -1,0 +1,168 @@
+"""A run of several processes, as a user starts them on one machine: what each of them does, what
+they agree on, and how they end and go on together."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from faults.launch import TESTS, assert_same, digest, exact, experiment, here, of, start
+from ppo_jax import lock, manifest
+from ppo_jax.errors import ConfigError
+from ppo_jax.metrics import read_metrics, read_samples
+from ppo_jax.programs import check_own_rows
+from ppo_jax.rewards.base import parse_rewards
+from process_runs import finish_all, free_port, launch_all, restored_by_all
+from tiny_runs import ascii_share, ascii_text
+
+ENDED = (
+    r"ppo-jax: process {} on \S+ ended without a word; step {} is saved; the same command goes on "
+)
+# Writes down what it is called for; raises at its fourth call where it is told to.
+REWARD = """
+import json, os
+def share(prompts, responses, boost, seeds):
+    with open(os.environ["SEEN"], "a+") as file:
+        file.write(json.dumps([prompts, responses, seeds]) + "\\n")
+        file.seek(0)
+        if "BAD" in os.environ and len(file.readlines()) == 4:
+            raise ValueError("no idea")
+    return ascii_text(prompts, responses, boost)
+REWARD = half_and_half(share)
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    changes = {"run__iterations": 8, "run__checkpoint_every": 2}
+    return experiment(tmp_path_factory.mktemp("case"), **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(path):
+    """A run of two processes, left alone, beside a run of one with as many devices."""
+    alone = start(path, path.parent / "alone", devices=2)
+    folder = finish_all(path, path.parent / "whole")
+    assert alone.wait().code == 0
+    return folder
+
+
+def lines(text):
+    return text.strip().splitlines()
+
+
+def test_two_processes_compute_what_one_computes(path, whole):
+    alone = of(path, path.parent / "alone")
+    assert read_samples(whole.samples) == read_samples(alone.samples)
+    for ours, theirs in zip(read_metrics(whole.metrics), read_metrics(alone.metrics), strict=True):
+        for name in ("objective/scores", "objective/kl", "loss/policy_avg", "loss/value_avg"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
+    assert json.loads(whole.env.read_text())["process_count"] == 2
+
+
+def test_killed_processes_end_the_others_and_the_run_goes_on_bit_for_bit(path, whole):
+    runs = path.parent / "killed"
+    killed, left = launch_all(path, runs, env={0: {"PPO_JAX_FAULT": "kill@step:5"}})
+    assert (killed.code, left.code) == (-9, 75) and left.seconds < killed.seconds + 10
+    assert re.fullmatch(ENDED.format(0, 2) + r"from there\n", left.err), left.err
+    left, killed = launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "kill@save_mid:2"}})
+    assert (killed.code, left.code) == (-9, 75)
+    assert re.fullmatch(ENDED.format(1, 4) + r"from there\n", left.err), left.err
+    assert_same(finish_all(path, runs), whole)
+
+
+def test_a_signal_to_one_saves_the_same_step_of_all_and_any_number_goes_on(tmp_path):
+    changes = {"parallel__data": 1, "parallel__fsdp": -1, "run__checkpoint_minutes": 1e-6}
+    path = experiment(tmp_path, run__iterations=30, run__checkpoint_every=100, **changes)
+    runs = tmp_path / "runs"
+    both = launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "term@step:6"}})
+    run = of(path, runs)
+    step = manifest.latest_step(run.checkpoints)
+    assert step is not None and 6 <= step <= 9
+    for ended in both:
+        assert ended.code == 75
+        assert ended.err == f"ppo-jax: preempted at iteration {step}, saved step {step}\n"
+    assert json.loads(run.status.read_text())["status"] == "preempted"
+    # Saves by the clock are agreed on like signals.
+    assert len(manifest.steps(run.checkpoints)) == 2 and len(exact(run)) == step
+    # Each process had written half of the weights.
+    assert restored_by_all(run, step, tmp_path / "four", count=4) == digest(run, step)
+    went_on = start(path, runs, "--run.iterations", str(step + 2)).wait()
+    assert went_on.code == 0 and "processes 2 -> 1" in went_on.err, went_on.err
+    assert len(exact(run)) == step + 2
+
+
+def test_a_reward_sees_the_rows_of_its_process_and_its_error_ends_all(tmp_path):
+    path = experiment(
+        tmp_path, reward=REWARD, run__iterations=9, run__checkpoint_every=100, parallel__data=-1
+    )
+    seen = [tmp_path / f"seen-{k}" for k in range(4)]
+    env = {k: {"SEEN": str(file)} for k, file in enumerate(seen)}
+    env[2]["BAD"] = "1"
+    four = launch_all(path, tmp_path / "runs", count=4, env=env)
+    said = "reward share raised on a batch of 2 rows"
+    for k, ended in enumerate(four):
+        assert ended.code == 7 and len(lines(ended.err)) == 1, ended.err
+        assert (f"error: {said}" if k == 2 else f"error: process 2: {said}") in ended.err
+        assert "ValueError: no idea" in ended.err and "reward-2.log" in ended.err
+    calls = [[json.loads(line) for line in file.read_text().splitlines()] for file in seen]
+    assert {len(of_one) for of_one in calls} == {4}
+    for batch in range(4):
+        seeds = [seed for of_one in calls for seed in of_one[batch][2]]
+        assert len(seeds) == len(set(seeds)) == 8
+        assert all(len(of_one[batch][0]) == 2 for of_one in calls)
+    run = of(path, tmp_path / "runs")
+    assert manifest.steps(run.checkpoints) == [3] and len(exact(run)) == 3
+    first = read_samples(run.samples)[0]  # which come from the first process
+    assert [first["prompt"], first["response"]] == [calls[0][0][i][0] for i in (0, 1)]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_smoke_experiment_trains_and_outlives_a_save_that_fails(tmp_path, count):
+    path = TESTS.parent / "experiments" / "tiny.py"
+    flags = "--run.iterations 5 --run.checkpoint_every 2 --rollout.batch_size 16".split()
+    fault = {1: {"PPO_JAX_FAULT": "full@save_mid"}}
+    first, *others = launch_all(path, tmp_path, *flags, count=count, env=fault)
+    assert first.code == 0 and f"{count} x cpu (cpu)" in first.out
+    assert "Before and after training" in first.out
+    assert "step 2 was not saved" in first.err and len(lines(first.err)) == 1, first.err
+    for ended in others:
+        assert (ended.code, ended.out, ended.err) == (0, "", ""), ended.err
+    run = of(path, tmp_path)
+    rows = read_metrics(run.metrics)
+    assert [row["step"] for row in rows] == list(range(5)) and rows[-1]["ckpt/failed"] == 1
+    assert manifest.steps(run.checkpoints) == [4, 5]
+    assert not list(run.checkpoints.glob("*.unfinished"))
+    assert all(row["val/ratio_first_max_dev"] <= 1e-5 for row in rows)
+
+
+def test_a_locked_folder_ends_all(path, whole):
+    with lock.hold(whole.root):
+        for ended in launch_all(path, path.parent / "whole"):
+            assert ended.code == 5 and len(lines(ended.err)) == 1, ended.err
+            assert f"run folder {whole.root}: locked by process" in ended.err
+
+
+def test_processes_that_were_started_differently_end(path):
+    for ended in launch_all(path, path.parent / "other", own={1: ["--hparams.kl_coef", "0.3"]}):
+        assert ended.code == 2 and len(lines(ended.err)) == 1, ended.err
+        assert "differ: hparams.kl_coef: " in ended.err
+    assert not of(path, path.parent / "other").metrics.exists()
+
+
+def test_a_coordinator_that_is_not_there():
+    flags = ["--processes", "2", "--process", "1", "--join_seconds", "1"]
+    address = f"127.0.0.1:{free_port()}"
+    code, err = here("train", "tiny", "--coordinator", address, *flags)
+    assert code == 2 and len(lines(err)) == 1
+    assert f"--coordinator={address}: " in err and "--join_seconds=1" in err
+
+
+def test_rows_that_processes_share_have_no_python_reward():
+    devices = np.array([[[SimpleNamespace(process_index=k) for k in (0, 1)]]])
+    mesh = SimpleNamespace(devices=devices, shape={"tensor": 2}, local_devices=[None])
+    check_own_rows(mesh, parse_rewards(ascii_share))
+    with pytest.raises(ConfigError, match=r"parallel\.tensor=2: .* nearest valid: 1"):
+        check_own_rows(mesh, parse_rewards(ascii_text))
