@@ -60,7 +60,7 @@ def test_make_targets_exist():
 
 
 def test_file_table_names_files_that_exist():
-    table = README[README.index("| file |") : README.index("An import only")]
+    table = README[README.index("| file |") : README.index("## Your own model")]
     names = re.findall(r"`([\w/]+(?:\.py|/))`", table)
     assert len(names) > 20
     assert [name for name in names if not (ROOT / "ppo_jax" / name).exists()] == []
