@@ -1,5 +1,6 @@
 """What was seen of a step that was compiled for chips that are not here: tables, JSON, faults."""
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from ppo_jax.plan_report import scaled
 from ppo_jax.text import visible
 from ppo_jax.topologies import Target
 
+SHOWN = 3  # kinds of copies that a line names
 ONE_COPY = 1.1  # times its size: what else is moved is small
 
 
@@ -83,9 +85,10 @@ def _copies(made: Checked) -> list[str]:
     found = []
     if made.moved:
         size = scaled(sum(one.bytes for one in made.moved), "B")
+        types = ", ".join(f"{n} x {type_}" for type_, n in _most(made.moved))
         found.append(
-            f"the decode loops hold {len(made.moved)} copies of weights or caches ({size}), which "
-            "they need not"
+            f"the decode loops hold {len(made.moved)} copies of weights or caches ({size}: "
+            f"{types}), which they need not"
         )
     if made.copied > ONE_COPY * made.sampler:
         found.append(
@@ -93,6 +96,12 @@ def _copies(made: Checked) -> list[str]:
             f"sampler's own weights ({scaled(made.sampler, 'B')})"
         )
     return found
+
+
+def _most(moved: list[Moved]) -> list[tuple[str, int]]:
+    """(type, how often) of the largest."""
+    found = Counter(one.type for one in sorted(moved, key=lambda one: -one.bytes))
+    return list(found.items())[:SHOWN]
 
 
 def show_check(made: Checked, *, console: Console | None = None) -> None:

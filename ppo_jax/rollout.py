@@ -13,7 +13,7 @@ from ppo_jax.config import RolloutOptions
 from ppo_jax.decoder import Decoder
 from ppo_jax.model import decode_step, prefill, unembed, value_head
 from ppo_jax.rope import positions_from_mask
-from ppo_jax.sharding import BATCH, REPLICATED, batch_devices
+from ppo_jax.sharding import BATCH, REPLICATED, batch_devices, manual_axes
 from ppo_jax.slots import State
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 from ppo_jax.weight_sharding import whole_logits
@@ -218,7 +218,7 @@ def sharded_sample(
         mesh=mesh,
         in_specs=(REPLICATED, REPLICATED, BATCH, REPLICATED, REPLICATED),
         out_specs=BATCH,
-        axis_names=set(mesh.axis_names if mesh.shape["tensor"] == 1 else mesh.axis_names[:2]),
+        axis_names=manual_axes(mesh),
         check_vma=False,  # the loops' carries start as constants, the same on every device
     )
 

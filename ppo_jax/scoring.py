@@ -14,6 +14,7 @@ from ppo_jax import sampling
 from ppo_jax.chunks import by_chunks
 from ppo_jax.decoder import Decoder
 from ppo_jax.model import head_of, stream_trunk, unembed, value_head
+from ppo_jax.sharding import on_each_device
 from ppo_jax.stream import Layout, Stream, gather, move, pack, row_layout
 from ppo_jax.types import Array, PyTree, Rollout
 
@@ -77,7 +78,7 @@ def forward(
     columns = _response_columns(reading, reference)
     columns["hidden"] = move(hidden_ZND, stream.state_ZM, stream.response_ZN)
     ref_params = None if reference is None else reference[0]
-    stats = token_statistics(scorer, params, columns, stream.count, temperature, ref_params)
+    stats = token_statistics(scorer, params, columns, stream.count_Z, temperature, ref_params)
     rows = lambda x_ZM: move(x_ZM, stream.token_ZC, stream.cell_ZM).reshape(reading.shape)
     return Forward(*jax.tree.map(rows, stats), hidden_ZND)
 
@@ -102,11 +103,11 @@ def _response_columns(reading: Reading, reference) -> dict[str, Array]:
     return columns
 
 
-def token_statistics(scorer, params, columns, count, temperature, ref_params=None):
+def token_statistics(scorer, params, columns, count_Z, temperature, ref_params=None):
     """(log-probabilities, entropies, exact KLs or None) [Z, M] of response tokens in line.
 
     `columns` [Z, M, ...] = {"hidden", "ids", "t"[, "kept"][, "ref_hidden"]}, of which the leading
-    `count` (traced) hold tokens.
+    `count_Z` (traced) hold tokens.
     """
 
     def statistics(shared, chunk):
@@ -124,7 +125,12 @@ def token_statistics(scorer, params, columns, count, temperature, ref_params=Non
     ref_head = None if ref_params is None else head_of(scorer.decoder, ref_params)
     shared = head_of(scorer.decoder, params), ref_head, jnp.float32(temperature)
     width = max(1, scorer.chunk // columns["ids"].shape[0])
-    return by_chunks(statistics, width, shared, columns, count)
+
+    def on_own_rows(shared, rows):
+        columns, count_Z = rows
+        return by_chunks(statistics, width, shared, columns, count_Z.max())
+
+    return on_each_device(scorer.decoder.mesh, on_own_rows, shared, (columns, count_Z))
 
 
 def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ mesh spans all their devices, and each process puts and fetches the rows of its 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -127,6 +128,29 @@ def fetch_own_rows(mesh: Mesh, rows: PyTree) -> PyTree:
         return np.concatenate([np.asarray(shares[start].data) for start in sorted(shares)])
 
     return jax.tree.map(fetch, rows)
+
+
+def on_each_device(mesh: Mesh | None, function: Callable, whole: PyTree, rows: PyTree) -> PyTree:
+    """Inside a program: `function(whole, rows)`, run by every device on its own share of the rows.
+
+    The gradient of `whole` is summed over the devices once, after what `function` itself loops
+    over. The loops of one device may end before those of another.
+    """
+    if mesh is None or batch_devices(mesh) == 1 or jax.sharding.get_abstract_mesh().manual_axes:
+        return function(whole, rows)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(REPLICATED, BATCH),
+        out_specs=BATCH,
+        axis_names=manual_axes(mesh),
+        check_vma=False,  # carries of loops start as constants, the same on every device
+    )(whole, rows)
+
+
+def manual_axes(mesh: Mesh) -> set[str]:
+    """The axes of a `shard_map`: the compiler itself splits over `tensor`, where there is such."""
+    return set(mesh.axis_names if mesh.shape["tensor"] == 1 else mesh.axis_names[:2])
 
 
 def constrain_rows(mesh: Mesh, rows: PyTree, axis: int = 0) -> PyTree:

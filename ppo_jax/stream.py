@@ -36,7 +36,7 @@ class Stream(NamedTuple):
     cell_ZM: Array  # int32, row x T + t of response token m
     token_ZC: Array  # int32, response token m of cell row x T + t: the inverse of cell_ZM
     final_ZR: Array  # int32, column of the state after the last response token, where it is there
-    count: Array  # int32 scalar, the most response tokens a stream holds
+    count_Z: Array  # int32, response tokens of each stream
 
 
 def row_layout(rollout: Rollout, *, final: bool) -> Layout:
@@ -92,7 +92,7 @@ def pack(rollout: Rollout, present_B: Array, layout: Layout) -> Stream:
         jnp.where(row_ZM < R, row_ZM * T + t_ZM, R * T),
         token_ZRT.reshape(Z, -1),
         final_ZR,
-        responses_ZR.sum(axis=1).max(),
+        responses_ZR.sum(axis=1),
     )
 
 

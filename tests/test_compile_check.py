@@ -2,6 +2,9 @@
 
 import json
 import re
+import shlex
+import subprocess
+from pathlib import Path
 
 import jax
 import pytest
@@ -23,6 +26,7 @@ from ppo_jax.planned import open_planned
 from ppo_jax.sharding import batch_devices, make_mesh
 from ppo_jax.topologies import Target
 
+ROOT = Path(__file__).parents[1]
 TINY = load_experiment("tiny")
 SCALE = [load_experiment(f"experiments/scale/{name}.py") for name in ("qwen05b", "qwen15b")]
 SCALE.append(load_experiment("experiments/scale/llama8b.py"))
@@ -111,7 +115,7 @@ def test_copies_are_a_fault_on_a_gpu_alone(made):
     copies = made._replace(moved=[Moved("copy.1", "bf16[8]", 5_000_000)])
     assert faults(copies) == []
     gpu = copies._replace(target=copies.target._replace(chip=CHIP._replace(platform="gpu")))
-    assert "1 copies of weights or caches (5 MB)" in faults(gpu)[0]
+    assert "1 copies of weights or caches (5 MB: 1 x bf16[8])" in faults(gpu)[0]
     twice = gpu._replace(moved=[], sampler=1e6, copied=2_000_000)
     assert "2 MB are copied, more than the sampler's own weights (1 MB)" in faults(twice)[0]
     assert faults(twice._replace(copied=1_000_000)) == []
@@ -141,6 +145,25 @@ def test_what_cannot_be_compiled_for(flags, says, capsys):
     assert main(["plan", "tiny", *flags.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(says, line)
+
+
+@pytest.mark.parametrize(
+    "words,runs",
+    [
+        ("tpu-check", ".venv-tpu/bin/python -m ppo_jax plan sentiment --compile --accelerator v5l"),
+        (
+            "tpu-check EXP=tiny ACCEL=v6e-8 ARGS=--hlo\\ x",
+            "plan tiny --compile --accelerator v6e-8",
+        ),
+        ("gpu-check EXP=tiny", ".venv-gpu/bin/python -m ppo_jax plan tiny --compile --gpu h200"),
+        ("gpu-check GPU=b200", "--compile --gpu b200"),
+    ],
+)
+def test_the_targets_run_the_command_in_an_environment_of_their_own(words, runs):
+    command = ["make", "--dry-run", *shlex.split(words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert runs in done.stdout.splitlines()[-1]
+    assert ("--hlo x" in done.stdout) is ("--hlo" in words)
 
 
 def test_the_switch_needs_no_value():

@@ -70,8 +70,8 @@ def statistics_of_rows(scorer, head, hidden_BTD, rollout, temperature, reference
     ref_params = None
     if reference is not None:
         ref_params, columns["ref_hidden"] = reference
-    count = rollout.lengths_B.max()
-    return token_statistics(scorer, head, columns, count, temperature, ref_params)
+    count_Z = rollout.lengths_B
+    return token_statistics(scorer, head, columns, count_Z, temperature, ref_params)
 
 
 def assert_statistics(stats, expected, rollout, temperature):
