@@ -99,7 +99,7 @@ def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     own: list[str] = []
     rest: list[str] = []
     target = rest
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         if word.startswith("--"):
             target = rest if "." in word.split("=")[0] or word == "--help" else own
         target.append(word)

@@ -176,10 +176,11 @@ def _facts(made: Checked, console: Console) -> Table:
         "batch": f"{config.rollout.batch_size} sequences, prompts of at most {made.case.width} "
         f"tokens, responses of at most {config.rollout.max_new_tokens}",
         "reward": rewards,
-        "foreign kernels": _listed(made.calls) or "none",
         "seconds": f"traced in {made.seconds['trace']:.0f}, compiled in "
         f"{made.seconds['compile']:.0f}, on this machine",
     }
+    if made.calls:
+        facts["foreign kernels"] = _listed(made.calls)
     for name, fact in facts.items():
         table.add_row(name, visible(fact, console.encoding))
     return table

@@ -81,6 +81,9 @@ class _Reader(NamedTuple):
         if op.opcode == "conditional":
             return max(sides, key=lambda side: sum(one.bytes for one in side))
         found = [one for side in sides for one in side]
+        if op.opcode == "fusion" and sum(array_bytes(op.type)) < sum(one.bytes for one in found):
+            # A TPU's compiler writes down a sum of which each device keeps its share like this.
+            found = [_scattered(one) for one in found]
         if op.opcode != "while" or is_decode_loop(self.program, op):
             return found
         trips = self.program.trips(op)
@@ -108,6 +111,10 @@ class _Reader(NamedTuple):
         if kind == "all-reduce":  # which a TPU may round on the way
             size = sum(array_bytes(op.type))
         return [Collective(phase, kind, axes, decoding, 1, float(size), False)]
+
+
+def _scattered(one: Collective) -> Collective:
+    return one._replace(kind="reduce-scatter") if one.kind == "all-reduce" else one
 
 
 def device_groups(attributes: str, total: int) -> list[list[int]]:
@@ -144,16 +151,23 @@ def _iota(text: str) -> np.ndarray:
     return (ids.transpose(order[0]) if order else ids).reshape(target)
 
 
+def _ordered(text: str, ids_N: np.ndarray) -> np.ndarray:
+    """`[4,2]T(1,0)`: devices in order as [4, 2], transposed; or their numbers one by one."""
+    first, *order = [[int(n) for n in part.split(",")] for part in re.findall(r"[\d,]*\d", text)]
+    if not order and 0 in first:
+        return np.asarray(first)
+    ids = ids_N.reshape(first)
+    return (ids.transpose(order[0]) if order else ids).reshape(-1)
+
+
 def _along(sizes: str, order: str | None, axes: str) -> list[list[int]]:
     """`mesh['a'=2,'b'=4] {'b':(1)2}`: groups along axes of a mesh of its own, or along a part of an
     axis: (what is above it) its size."""
     shape = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
     chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", axes)
     ids = np.arange(math.prod(shape.values()))
-    if order and "<=" in order:
-        ids = _iota(order).reshape(-1)
-    elif order:
-        ids = np.array([int(n) for n in re.findall(r"\d+", order)])
+    if order:
+        ids = _ordered(order, ids)
     dims: list[int] = []
     along: list[int] = []
     for name, size in shape.items():

@@ -137,7 +137,7 @@ def prefill(decoder: Decoder, params: PyTree, ids_BP: Array, mask_BP: Array):
     angles = rotations(config, positions_BP)
 
     def attend(local, q, k, v):
-        out = attention.attend(config, decoder.attention, seen, q, k, v, local)
+        out = attention.attend(config, decoder.attention, seen, q, k, v, local, decoder.mesh)
         return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
     x_BPD, written = embed(decoder, params, ids_BP, positions_BP), []

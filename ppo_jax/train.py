@@ -140,9 +140,15 @@ def _find_start(folder: RunFolder, facts: Mapping[str, Any], args: TrainArgs) ->
 
 def _device_count() -> int:
     try:
-        return len(jax.devices())
+        count = len(jax.devices())
     except RuntimeError as error:  # held by another process, or not there
         raise ConfigError(f"no device can be used: {one_line(error)}") from None
+    if jax.process_count() != processes.count():
+        raise ConfigError(
+            f"{jax.process_count()} processes were joined by jax.distributed.initialize() alone; "
+            "`ppo-jax train` has to join them (processes.joined)"
+        )
+    return count
 
 
 def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, opened: Opened):

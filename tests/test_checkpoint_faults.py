@@ -75,7 +75,7 @@ def test_a_marker_beside_a_record_is_of_a_whole_checkpoint(tmp_path):
 
 
 def test_other_processes_leave_the_files_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppo_jax.checkpoint.is_writer", lambda: False)
+    monkeypatch.setattr("ppo_jax.processes.index", lambda: 1)
     (tmp_path / "7.unfinished").touch()
     with open_saver(tmp_path, keep=2):
         assert names(tmp_path) == ["7.unfinished"]
@@ -212,7 +212,7 @@ class LateWrites:
 
 
 def test_what_comes_after_the_removal_goes_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppo_jax.checkpoint.ocp.AsyncCheckpointer", lambda *_: LateWrites())
+    monkeypatch.setattr("ppo_jax.checkpoint.ocp.AsyncCheckpointer", lambda *_, **__: LateWrites())
     with open_saver(tmp_path, keep=2) as saver:
         with pytest.raises(StorageError, match="No space left"):
             save(saver, 2, make_state())

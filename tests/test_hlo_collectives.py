@@ -30,6 +30,12 @@ HloModule jit_step
   ROOT %rs = bf16[4]{0} reduce-scatter(%p), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}, to_apply=%sum
 }
 
+%all-reduce-scatter (p: bf16[8]) -> bf16[4] {
+  %p = bf16[8]{0} parameter(0)
+  %whole = bf16[8]{0} all-reduce(%p), replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%sum
+  ROOT %share = bf16[4]{0} dynamic-slice(%whole, %p), dynamic_slice_sizes={4}
+}
+
 %small (p: bf16[8]) -> bf16[4] {
   %p = bf16[8]{0} parameter(0)
   ROOT %rs2 = bf16[4]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0},{2,3},{3,2}}
@@ -39,6 +45,7 @@ HloModule jit_step
   %b = bf16[8]{0} parameter(0)
   %g = (f32[8]{0}, bf16[8]{0}) all-reduce(%x, %b), replica_groups={}, to_apply=%sum, metadata={op_name="jit(step)/update/while/body/psum"}
   %f = bf16[4]{0} fusion(%b), kind=kCustom, calls=%fused
+  %tpu = bf16[4]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter
   %i = s32[] constant(0)
   %k = bf16[4]{0} conditional(%i, %b, %b), branch_computations={%fused, %small}
   %x = f32[8]{0} convert(%b)
@@ -78,9 +85,8 @@ def test_by_phase_axes_and_loops():
     everything, data, tensor = ("data", "tensor"), ("data",), ("tensor",)
     # In a loop of three rounds and in one of at least one: 8 floats and 8 bfloat16.
     assert found.pop(("update", "all-reduce", everything, False)) == (4, 4 * 48.0, True)
-    # In a fusion, and in the side of a branch that sends more.
-    scattered = found.pop(("update", "reduce-scatter", data, False))
-    assert scattered[0] + found.pop(("update", "collective-permute", tensor, False), (0,))[0] == 8
+    # In two fusions, and in a branch, whose other side sends as much.
+    assert found.pop(("update", "reduce-scatter", data, False))[:2] == (4 * 3, 4 * 3 * 16.0)
     # Of a token; what each device does alone does not count.
     assert found.pop(("rollout", "all-gather", tensor, True)) == (1, 32.0, False)
     assert found.pop(("rollout", "all-reduce", data, True)) == (1, 1.0, False)
@@ -105,6 +111,8 @@ def test_what_the_decode_loop_need_not_hold():
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", [[0, 1, 2, 3]]),
         ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=4] {'a':(2)2}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([0,3,1,2]) {'b'}", [[0, 3], [1, 2]]),
         ("source_target_pairs={{0,2},{2,0}}", [[0, 2], [2, 0]]),
     ],
 )

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from faults.launch import TESTS, assert_same, digest, exact, experiment, here, of, start
+from faults.launch import CACHE, TESTS, assert_same, digest, exact, experiment, here, of
 from ppo_jax import lock, manifest
 from ppo_jax.errors import ConfigError
 from ppo_jax.metrics import read_metrics, read_samples
 from ppo_jax.programs import check_own_rows
 from ppo_jax.rewards.base import parse_rewards
-from process_runs import finish_all, free_port, launch_all, restored_by_all
+from process_runs import finish_all, free_port, launch_all, restored_by_all, start_fast
 from tiny_runs import ascii_share, ascii_text
 
 ENDED = (
@@ -43,7 +43,7 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(path):
     """A run of two processes, left alone, beside a run of one with as many devices."""
-    alone = start(path, path.parent / "alone", devices=2)
+    alone = start_fast(path, path.parent / "alone", devices=2)
     folder = finish_all(path, path.parent / "whole")
     assert alone.wait().code == 0
     return folder
@@ -89,7 +89,7 @@ def test_a_signal_to_one_saves_the_same_step_of_all_and_any_number_goes_on(tmp_p
     assert len(manifest.steps(run.checkpoints)) == 2 and len(exact(run)) == step
     # Each process had written half of the weights.
     assert restored_by_all(run, step, tmp_path / "four", count=4) == digest(run, step)
-    went_on = start(path, runs, "--run.iterations", str(step + 2)).wait()
+    went_on = start_fast(path, runs, "--run.iterations", str(step + 2)).wait()
     assert went_on.code == 0 and "processes 2 -> 1" in went_on.err, went_on.err
     assert len(exact(run)) == step + 2
 
@@ -123,6 +123,8 @@ def test_a_reward_sees_the_rows_of_its_process_and_its_error_ends_all(tmp_path):
 def test_the_smoke_experiment_trains_and_outlives_a_save_that_fails(tmp_path, count):
     path = TESTS.parent / "experiments" / "tiny.py"
     flags = "--run.iterations 5 --run.checkpoint_every 2 --rollout.batch_size 16".split()
+    # Less to compile than its own two layers.
+    flags += f"--model.shape.num_layers 1 --ppo.token_sizes 1 --run.compile_cache {CACHE}".split()
     fault = {1: {"PPO_JAX_FAULT": "full@save_mid"}}
     first, *others = launch_all(path, tmp_path, *flags, count=count, env=fault)
     assert first.code == 0 and f"{count} x cpu (cpu)" in first.out

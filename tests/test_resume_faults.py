@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import pytest
 
 from ppo_jax import manifest
@@ -252,8 +251,7 @@ def test_a_folder_that_cannot_be_written(path, monkeypatch):
 
 
 def test_other_processes_move_nothing(path, monkeypatch):
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr("ppo_jax.processes.index", lambda: 1)
     flip(path, 6)
     before = tree(path)
     assert start(path)[0] == 3

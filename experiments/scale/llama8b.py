@@ -3,8 +3,9 @@
     make tpu-check EXP=experiments/scale/llama8b.py ACCEL=v5p-32
 
 Random weights, for what the shape needs; with the published ones,
-`--model.path meta-llama/Llama-3.1-8B`. Hardware: v5p-32 (16 chips of 96 GB, 4 hosts).
-Expected: FILL
+`--model.path meta-llama/Llama-3.1-8B`. Hardware: v5p-32 (16 chips of 96 GB, 4 hosts). Expected: it
+fits in 25 GB a chip, of which 16 GB are the sampler's weights, gathered once an iteration; no
+decode step waits for another chip (compiled, not run).
 """
 
 from ppo_jax.config import (

@@ -3,7 +3,8 @@
     make tpu-check EXP=experiments/scale/qwen05b.py ACCEL=v6e-8
 
 Random weights, for what the shape needs; with the published ones, `--model.path Qwen/Qwen2.5-0.5B`.
-Hardware: v6e-8 (8 chips of 32 GB). Expected: FILL
+Hardware: v6e-8 (8 chips of 32 GB). Expected: it fits in 17.6 GB a chip, and no decode step waits
+for another chip (compiled, not run).
 """
 
 from ppo_jax.config import (
