@@ -27,7 +27,6 @@ from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 
 ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
-TIMEOUT_SECONDS = 24 * 3600  # of Orbax for all that it waits for
 LATE = (0.05, 0.2, 1.0)  # seconds that writers of a failed save, which nobody can stop, are given
 
 
@@ -96,9 +95,10 @@ def _orbax(name: str = "save 0 ") -> ocp.AsyncCheckpointer:
         active_processes=None if alone else set(range(processes.count())),
         barrier_sync_key_prefix=None if alone else name.replace(" ", "_"),
     )
-    # Orbax itself would have the coordinator wait, which learns of a failure when time is over.
+    # Orbax itself would wait by way of the coordinator, which learns of a failure when time is over;
+    # for folders that are made meanwhile it does so even then.
     wait = lambda *, key, timeout_ms: meet(f"{name}{key}")
-    ways = {} if alone else {"barrier_sync_fn": wait, "timeout_secs": TIMEOUT_SECONDS}
+    ways = {} if alone else {"barrier_sync_fn": wait, "create_directories_asynchronously": False}
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False, use_compression=False, multiprocessing_options=among
     )

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def product(place: Place | None, x: Array, kernel_DF: Array) -> Array:
 
 
 def _product_forward(place, x, kernel_DF):
-    # The product itself, not `product`, into which no policy of what to keep for the backward looks.
+    # The product itself: into `product` no policy of what to keep for the backward pass looks.
     return x @ gather(place, kernel_DF.astype(x.dtype)), (x, kernel_DF)
 
 
@@ -99,7 +100,7 @@ class Linear(nn.Module):
         dtype = self.decoder.compute
         own = lambda name: self.get_variable("params", name)
 
-        def times(x, name: str):
+        def times(x, name: str) -> Any:
             place = place_of(self.decoder.mesh, self.name or "", name, own(name).shape)
             return product(place, x, own(name))
 

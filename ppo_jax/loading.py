@@ -171,7 +171,7 @@ def load_trunk(source: Source) -> PyTree:
         return jax.tree.map(np.asarray, init(source.config, key))
 
 
-def _host() -> jax.Device | None:
+def _host() -> Any:
     """The CPU, where JAX may use it: JAX_PLATFORMS may name accelerators alone."""
     try:
         return jax.local_devices(backend="cpu")[0]

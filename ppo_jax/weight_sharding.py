@@ -12,7 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppo_jax.sharding import BATCH
@@ -67,7 +67,7 @@ gathered.defvjp(
 )
 
 
-def weight_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+def weight_shardings(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
     """A NamedSharding a leaf of any tree of weights: trunks, heads, adapters, moments, whole train
     states. Leaves are told by their last two names; layers may be stacked along a leading axis."""
 
@@ -127,7 +127,7 @@ def share_count(sharding: NamedSharding) -> int:
     return math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
-def _specs(mesh: Mesh, module: str, name: str, shape: tuple[int, ...]) -> tuple[P, P]:
+def _specs(mesh: Mesh | AbstractMesh, module: str, name: str, shape: tuple[int, ...]) -> tuple[P, P]:
     """(kept, used)."""
     rows, columns = _axes(module, name)
     if len(shape) != _ndim(name) or rows is columns is None:

@@ -30,7 +30,8 @@ ORDER = """
     run_folder lock metrics alarms console profile manifest restore checkpoint
     loading evaluate experiment experiment_code reward_process
     prepare programs run_header run_facts resume samples book loop train
-    workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice plan_report planned
+    workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice
+    plan_report planned
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
     bench_report bench
     commands main __main__
