@@ -127,7 +127,9 @@ def share_count(sharding: NamedSharding) -> int:
     return math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
-def _specs(mesh: Mesh | AbstractMesh, module: str, name: str, shape: tuple[int, ...]) -> tuple[P, P]:
+def _specs(
+    mesh: Mesh | AbstractMesh, module: str, name: str, shape: tuple[int, ...]
+) -> tuple[P, P]:
     """(kept, used)."""
     rows, columns = _axes(module, name)
     if len(shape) != _ndim(name) or rows is columns is None:
