@@ -12,7 +12,7 @@ import gc
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,8 @@ def _orbax(name: str = "save 0 ") -> ocp.AsyncCheckpointer:
         active_processes=None if alone else set(range(processes.count())),
         barrier_sync_key_prefix=None if alone else name.replace(" ", "_"),
     )
-    # Orbax itself would wait by way of the coordinator, which learns of a failure when time is over;
-    # for folders that are made meanwhile it does so even then.
+    # Orbax itself would wait by way of the coordinator, which learns of a failure when time is over,
+    # and does so even then for folders that it makes meanwhile.
     wait = lambda *, key, timeout_ms: meet(f"{name}{key}")
     ways = {} if alone else {"barrier_sync_fn": wait, "create_directories_asynchronously": False}
     handler = ocp.PyTreeCheckpointHandler(
@@ -193,12 +193,10 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
         faults.point("save_mid")
         saver.orbax.wait_until_finished()
         faults.point("save_commit")
-        on_first(f"{saver.name}counts", lambda: manifest.write_record(saver.path, step, facts))
-        if is_writer():
-            manifest.marker_path(saver.path, step).unlink()
+        on_first(f"{saver.name}counts", lambda: _make_count(saver, step, facts))
     except Exception as error:
-        spoil(saver.name, one_line(error))
-        saver.error = _not_saved(saver, step, error)
+        spoil(saver.name, one_line(error))  # it has failed in all of them
+        saver.error = _not_saved(saver, step, error, lambda: meet(f"no {saver.name}"))
         return
     saver.durable, saver.seconds = step, time.monotonic() - began
     try:
@@ -207,6 +205,11 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
     except OSError as error:
         why = f"older checkpoints cannot be removed ({one_line(error)})"
         saver.error = StorageError(f"{saver.path}: {why}")
+
+
+def _make_count(saver: Saver, step: int, facts: Mapping[str, Any]) -> None:
+    manifest.write_record(saver.path, step, facts)
+    manifest.marker_path(saver.path, step).unlink()
 
 
 def _superfluous(saver: Saver) -> list[int]:
@@ -223,7 +226,9 @@ def _superfluous(saver: Saver) -> list[int]:
     return [step for step in manifest.steps(saver.path)[: -saver.keep] if step != best]
 
 
-def _not_saved(saver: Saver, step: int, error: Exception) -> StorageError:
+def _not_saved(
+    saver: Saver, step: int, error: Exception, closed: Callable[[], None] = lambda: None
+) -> StorageError:
     """The error to report. What the failed save left goes, so that a full disk has room again.
 
     Orbax goes with it: it would report another error of this save at the next one. Its writers may
@@ -233,6 +238,7 @@ def _not_saved(saver: Saver, step: int, error: Exception) -> StorageError:
     with contextlib.suppress(Exception):
         saver.orbax.close()
     saver.orbax = _orbax()
+    closed()  # nothing is removed while another process writes there
     try:
         if is_writer():
             remove(saver.path, step)
