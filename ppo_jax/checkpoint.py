@@ -95,8 +95,7 @@ def _orbax(name: str = "save 0 ") -> ocp.AsyncCheckpointer:
         active_processes=None if alone else set(range(processes.count())),
         barrier_sync_key_prefix=None if alone else name.replace(" ", "_"),
     )
-    # Orbax itself would wait by way of the coordinator, which learns of a failure when time is over,
-    # and does so even then for folders that it makes meanwhile.
+    # Orbax's own ways to wait learn of a failure in another process when their time is over.
     wait = lambda *, key, timeout_ms: meet(f"{name}{key}")
     ways = {} if alone else {"barrier_sync_fn": wait, "create_directories_asynchronously": False}
     handler = ocp.PyTreeCheckpointHandler(
@@ -193,7 +192,9 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
         faults.point("save_mid")
         saver.orbax.wait_until_finished()
         faults.point("save_commit")
-        on_first(f"{saver.name}counts", lambda: _make_count(saver, step, facts))
+        marker = manifest.marker_path(saver.path, step)
+        last = lambda: (manifest.write_record(saver.path, step, facts), marker.unlink())
+        on_first(f"{saver.name}counts", last)
     except Exception as error:
         spoil(saver.name, one_line(error))  # it has failed in all of them
         saver.error = _not_saved(saver, step, error, lambda: meet(f"no {saver.name}"))
@@ -205,11 +206,6 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
     except OSError as error:
         why = f"older checkpoints cannot be removed ({one_line(error)})"
         saver.error = StorageError(f"{saver.path}: {why}")
-
-
-def _make_count(saver: Saver, step: int, facts: Mapping[str, Any]) -> None:
-    manifest.write_record(saver.path, step, facts)
-    manifest.marker_path(saver.path, step).unlink()
 
 
 def _superfluous(saver: Saver) -> list[int]:
