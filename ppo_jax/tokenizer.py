@@ -12,6 +12,9 @@ import numpy as np
 
 from ppo_jax.errors import ConfigError, DataError
 
+# Before transformers is imported anywhere: it would say in each process that there is no torch.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 256, 257, 258 of the byte tokenizer
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 SPACE = "\u2581"  # SentencePiece's visible space
@@ -27,7 +30,6 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False):
 
     Raises ConfigError when the folder holds no tokenizer or a broken one.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     from transformers import AutoTokenizer
 
     folder = Path(path)

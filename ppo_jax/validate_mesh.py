@@ -43,7 +43,9 @@ def mesh_devices(config: Config, device_count: int, processes: int = 1) -> Mista
             f"parallel.{axis}",
             f"must divide the {device_count} devices present{beside}; nearest valid: {near}{rest}",
         )
-    elif processes > 1 and math.prod(sizes) != device_count:
+    if processes > 1 and parallel.rollout == "pmap":
+        yield "parallel.rollout", "pmap is of one process; nearest valid: shard_map"
+    if device_count % math.prod(sizes) == 0 and 1 < processes and math.prod(sizes) != device_count:
         yield (
             "parallel.data",
             f"a run of {processes} processes has all their {device_count} devices, not "
