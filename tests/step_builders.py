@@ -120,7 +120,13 @@ def _case(config: Config, devices: int, rule: Callable, optimised: bool) -> Case
     setup = setup_of(config, devices, rule)
     state, frozen = start(setup)
     options = None if optimised else {"xla_backend_optimization_level": 0}
-    program = jax.jit(functools.partial(train_step, setup), compiler_options=options)
+    # The state stays laid out as it is, or its second step would be another program.
+    keep = jax.tree.map(lambda x: x.sharding, state)
+    program = jax.jit(
+        functools.partial(train_step, setup),
+        compiler_options=options,
+        out_shardings=(keep, None, None, None),
+    )
     return Case(setup, state, frozen, traced(config.hparams), program)
 
 
