@@ -63,7 +63,7 @@ def learnt(advantage: str, beta: float):
     index_B = np.arange(ROWS, dtype=np.int32)
     ids_B1, mask_B1 = np.full((ROWS, 1), 2, np.int32), np.ones((ROWS, 1), bool)
     prompts = put_batch(mesh, Prompts(ids_B1, mask_B1, index_B, 0 * index_B, {}))
-    state = put_replicated(mesh, built.state._replace(kl_coef=jnp.float32(beta)))
+    state = built.state._replace(kl_coef=put_replicated(mesh, jnp.float32(beta)))
     for _ in range(ITERATIONS):
         state, metrics, *_ = built.program(state, built.frozen, hparams, prompts)
     return policy_of(built, state.params), policy_of(built, built.state.params), metrics
