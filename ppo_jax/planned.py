@@ -7,11 +7,11 @@ from ppo_jax import attention, data
 from ppo_jax.config import Config, ModelConfig, ParallelOptions
 from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.experiment import Experiment
-from ppo_jax.loading import Source, open_source
+from ppo_jax.loading import Source
 from ppo_jax.memory_weights import Case
 from ppo_jax.model import scans_layers
-from ppo_jax.prepare import open_critic
-from ppo_jax.validate import check_devices, check_model
+from ppo_jax.prepare import open_critic, open_policy
+from ppo_jax.validate import check_devices, check_model, check_shared
 from ppo_jax.workload import dataset_of, workload_of
 
 
@@ -30,13 +30,7 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
     """
     config = dataclasses.replace(config, parallel=_on_all(config.parallel))
     check_devices(config, devices)
-    source = open_source(
-        config.model.path,
-        config.model.shape,
-        seed=config.run.seed,
-        base_path=config.model.base_path,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    source = open_policy(config)
     critic_source = open_critic(config, source)
     config = settle(config, source, platform, devices)
     critic = None
@@ -45,6 +39,8 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
     dataset = dataset_of(workload_of(experiment), config, source)
     width = data.prompt_width(dataset)
     check_model(config, source.config, width)
+    for model in filter(None, (source.config, critic)):
+        check_shared(config, model, devices)
     case = Case(source.config, critic, width, devices, platform)
     return Planned(config, source, critic, dataset, case)
 

@@ -74,20 +74,13 @@ def open_run_of(
     config: Config, reward: Any, dataset_of: Callable[[Config, Source], data.Dataset]
 ) -> Opened:
     """Open the models, the data and the rewards. Raises ConfigError or DataError."""
-    source = open_source(
-        config.model.path,
-        config.model.shape,
-        seed=config.run.seed,
-        base_path=config.model.base_path,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    source = open_policy(config)
     critic = open_critic(config, source)
     config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
     dataset = dataset_of(config, source)
     check_model(config, source.config, data.prompt_width(dataset))
-    for model in (source, critic):
-        if model is not None:
-            check_shared(config, model.config, jax.device_count())
+    for model in filter(None, (source, critic)):
+        check_shared(config, model.config, jax.device_count())
     parts = parse_rewards(reward)
     for part in parts:
         check_columns(part, {*dataset.columns, SEEDS})
@@ -180,6 +173,17 @@ def without_lm_head(trunk: PyTree) -> PyTree:
 
 def _lora_key(config: Config, number: int):
     return jax.random.fold_in(jax.random.key(config.run.seed), number)
+
+
+def open_policy(config: Config) -> Source:
+    """The model that a run begins from, before its weights are read. Raises ConfigError."""
+    return open_source(
+        config.model.path,
+        config.model.shape,
+        seed=config.run.seed,
+        base_path=config.model.base_path,
+        trust_remote_code=config.model.trust_remote_code,
+    )
 
 
 def open_critic(config: Config, source: Source) -> Source | None:

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ppo_jax.sharding import BATCH
+from ppo_jax.sharding import BATCH, constrain_rows
 from ppo_jax.types import Array, PyTree
 
 # Modules by which side of their kernel [in, out] is shared over `tensor`; all others are whole.
@@ -38,9 +38,7 @@ def place_of(mesh: Mesh | None, module: str, name: str, shape: tuple[int, ...]) 
 
     `shape` is that of one layer. An axis whose size the mesh does not divide is kept whole.
     """
-    if mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return None
-    if jax.sharding.get_abstract_mesh().manual_axes:
+    if mesh is None or not _shares_weights(mesh):
         return None
     kept, used = _specs(mesh, module, name, shape)
     return Place(mesh, kept, used)
@@ -94,10 +92,13 @@ def gather_trunk(mesh: Mesh | None, trunk: PyTree) -> PyTree:
 def split_rows_only(mesh: Mesh | None, x_ZND: Array) -> Array:
     """Inside a program in global view whose weights are shared: states split by their rows alone,
     so that what a layer writes is summed over `tensor` before it is read again."""
-    if mesh is None or mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return x_ZND
+    return x_ZND if mesh is None or not _shares_weights(mesh) else constrain_rows(mesh, x_ZND)
+
+
+def _shares_weights(mesh: Mesh) -> bool:
+    """Whether a program in global view, as this one, has weights in shares."""
     inside = jax.sharding.get_abstract_mesh().manual_axes
-    return x_ZND if inside else _constrain(x_ZND, mesh, BATCH)
+    return mesh.shape["fsdp"] * mesh.shape["tensor"] > 1 and not inside
 
 
 def on_own_heads(mesh: Mesh | None, arrays: PyTree, axis: int) -> PyTree:
