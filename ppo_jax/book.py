@@ -202,7 +202,12 @@ def save_and_end(book: Book, pending: Finished | None, step: int, state: TrainSt
     """What a signal asks for, with the state after `step` iterations."""
     read_good(book, pending, None, step, state)
     save(book, step, state, must=True)
-    checkpoint.wait(book.saver)
+    try:
+        checkpoint.wait(book.saver)
+    except StorageError as error:
+        if book.saver.durable != step:
+            raise
+        console.warn(str(error))  # of an older checkpoint
     raise book.preemption.saved(step)
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from ppo_jax.agreement import meet
 from ppo_jax.sharding import batch_devices, replicated
 from ppo_jax.step import Setup, device_scores, sample_with
 from ppo_jax.tokenizer import decode
@@ -14,12 +15,20 @@ from ppo_jax.types import Array, Prompts, PyTree
 
 def make_evaluation(setup: Setup):
     """`evaluate(params, frozen, temperature, prompts, key) -> (rollout, raw device scores)`, all
-    rows of them on every device."""
+    rows of them on every device; the first call compiles, for good."""
 
     @functools.partial(jax.jit, out_shardings=replicated(setup.mesh))
-    def evaluate(params: PyTree, frozen: PyTree, temperature: Array, prompts: Prompts, key: Array):
+    def evaluated(params: PyTree, frozen: PyTree, temperature: Array, prompts: Prompts, key: Array):
         rollout = sample_with(setup, assemble(frozen, params), prompts, key, temperature)
         return rollout, device_scores(setup, frozen, rollout, prompts.columns)
+
+    compiled: list[jax.stages.Compiled] = []
+
+    def evaluate(*arguments):
+        if not compiled:
+            compiled.append(evaluated.lower(*arguments).compile())
+            meet("compiled evaluation")
+        return compiled[0](*arguments)
 
     return evaluate
 

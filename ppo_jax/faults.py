@@ -17,7 +17,7 @@ ACTIONS = {
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "int": lambda: os.kill(os.getpid(), signal.SIGINT),
 }
-POINTS = "compile step reward save_begin save_mid save_commit gc metrics".split()
+POINTS = "compile step reward save_begin save_mid save_commit gc restore metrics".split()
 
 
 def _full() -> None:

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from ppo_jax import manifest
+from ppo_jax import faults, manifest
 from ppo_jax.errors import CheckpointError
 from ppo_jax.storage import as_path
 from ppo_jax.text import one_line
 from ppo_jax.types import PyTree, TrainState
+
+Handler = ocp.StandardCheckpointHandler | ocp.PyTreeCheckpointHandler
 
 
 class Unreadable(CheckpointError):
@@ -35,11 +38,11 @@ def abstract_like(state: PyTree) -> PyTree:
 def restore(path: Path, step: int, abstract_state: TrainState) -> TrainState:
     """The state of `step`, as `abstract_state` (ShapeDtypeStructs with shardings) lays it out.
 
-    Raises CheckpointError if it does not fit, or cannot be read; whether it is what was written,
-    `manifest.verify` says.
+    Raises CheckpointError if it does not fit, or cannot be read, without a wait for other
+    processes; whether it is what was written, `manifest.verify` says.
     """
     path = as_path(path).absolute()
-    with quiet_orbax(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    with quiet_orbax(), contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
         _check_fits(path, step, _saved_tree(reader, path, step), abstract_state)
         return _read(reader, path, step, ocp.args.StandardRestore(abstract_state))
 
@@ -57,7 +60,7 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
         raise CheckpointError(f"{path}: no {wanted}; there: {', '.join(map(str, have)) or 'none'}")
     step = have[-1] if step is None else step
     manifest.verify(path, step)
-    with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with quiet_orbax(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         wanted = {"params": _saved_tree(reader, path, step)["params"]}
         arguments = ocp.args.PyTreeRestore(
             item=wanted,
@@ -67,21 +70,25 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
         return _read(reader, path, step, arguments)["params"]
 
 
-def _saved_tree(reader: ocp.Checkpointer, path: Path, step: int) -> PyTree:
+# The handlers alone: Orbax's Checkpointer would wait for the other processes after it has read, and
+# for ever where one of them could not.
+def _saved_tree(reader: Handler, path: Path, step: int) -> PyTree:
     try:
-        metadata = reader.metadata(path / str(step) / manifest.ITEM).item_metadata
-        if metadata is None:
-            raise ValueError("Orbax finds no tree in it")
-        return getattr(metadata, "tree", metadata)
+        return reader.metadata(_item(path, step)).tree
     except Exception as error:
         raise _unreadable(path, step, error) from error
 
 
-def _read(reader: ocp.Checkpointer, path: Path, step: int, arguments: Any) -> Any:
+def _read(reader: Handler, path: Path, step: int, arguments: Any) -> Any:
     try:
-        return reader.restore(path / str(step) / manifest.ITEM, args=arguments)
+        faults.point("restore")
+        return reader.restore(_item(path, step), args=arguments)
     except Exception as error:  # Orbax raises anything, from bare Exception to JSONDecodeError
         raise _unreadable(path, step, error) from error
+
+
+def _item(path: Path, step: int) -> epath.Path:
+    return epath.Path(path / str(step) / manifest.ITEM)
 
 
 def _unreadable(path: Path, step: int, error: Exception) -> Unreadable:

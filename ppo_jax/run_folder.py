@@ -6,11 +6,14 @@
 In a run of several processes the first one alone writes.
 """
 
+import contextlib
 import errno
 import importlib.metadata
 import json
 import os
 import platform
+import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -19,12 +22,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from ppo_jax import processes
+from ppo_jax.agreement import on_first, together
 from ppo_jax.config import Config, RunOptions
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.processes import is_writer
 from ppo_jax.storage import as_path, write_atomic
 
 BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+SHARED_SECONDS = 10.0  # for a new file to be seen on other machines: file systems cache what lacks
 # The last holds the lexicon of a reward.
 LIBRARIES = ("jax jaxlib flax optax chex orbax-checkpoint transformers vaderSentiment").split()
 
@@ -74,6 +80,36 @@ def make_folder(config: Config, experiment: str) -> RunFolder:
         why = f"{what}: cannot be made or written ({error.strerror}); set another --run.dir"
         raise (ConfigError if error.errno in BAD_PATH else StorageError)(why) from None
     return folder
+
+
+def check_shared(folder: RunFolder) -> None:
+    """ConfigError, in all processes, where one does not see what the first one has written."""
+    if processes.count() == 1:
+        return
+    mark = folder.root / ".shared.tmp"
+    word = on_first("mark", lambda: _mark(mark))
+    together("marked", lambda: _find(mark, word))
+    if is_writer():
+        mark.unlink()
+
+
+def _mark(path: Path) -> str:
+    word = secrets.token_hex(8)
+    write_atomic(path, word)
+    return word
+
+
+def _find(path: Path, word: str) -> None:
+    deadline = time.monotonic() + SHARED_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8") == word:
+                return
+        time.sleep(0.2)
+    raise ConfigError(
+        f"run folder {path.parent} on {socket.gethostname()}: not the folder of process 0; with "
+        "several processes --run.dir is one that all machines share, or gs://bucket/folder"
+    )
 
 
 def write_env(folder: RunFolder, facts: dict[str, Any]) -> None:

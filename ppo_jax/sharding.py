@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppo_jax.config import ParallelOptions
+from ppo_jax.errors import ConfigError
 from ppo_jax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
@@ -27,7 +28,7 @@ def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
     """Mesh `data` x `fsdp` x `tensor` of the first so many devices; -1 is what the others leave.
 
     On TPUs the axes follow the links between the chips; slices that are joined by a network alone
-    share the `data` axis.
+    share the `data` axis. Raises ConfigError if they cannot.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parallel.sizes(len(devices))
@@ -38,7 +39,13 @@ def _grid(sizes: tuple[int, int, int], devices: list) -> np.ndarray:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(sizes)
-    if slices > 1 and sizes[0] % slices == 0:
+    if slices > 1:
+        if sizes[0] % slices:
+            raise ConfigError(
+                f"parallel.data={sizes[0]}: the TPU has {slices} slices, which share this axis "
+                f"alone; expected a multiple of {slices}; nearest valid: "
+                f"{max(slices, sizes[0] // slices * slices)}"
+            )
         inside = (sizes[0] // slices, *sizes[1:])
         across = (slices, 1, 1)
         return mesh_utils.create_hybrid_device_mesh(

@@ -32,6 +32,7 @@ from ppo_jax.rewards.pool import open_pool
 from ppo_jax.run_facts import run_facts
 from ppo_jax.run_folder import (
     RunFolder,
+    check_shared,
     make_folder,
     read_status,
     reconcile,
@@ -66,6 +67,7 @@ def train(
     preemption.durable = lambda: manifest.latest_step(folder.checkpoints)
     with ExitStack() as stack:
         on_first("folder", lambda: _hold(stack, make_folder(config, experiment.name)))
+        check_shared(folder)
         check_devices(config, _device_count(), processes.count())
         config = _as_begun(config, experiment.name)
         opened = open_run_of(config, experiment.reward, read_dataset)
@@ -190,21 +192,23 @@ def _resume(
     """The state of the checkpoint `start`, or of the one before it where its files are what was
     written and still cannot be read."""
     while True:
-        clock = time.monotonic()
-        unread: list[Unreadable] = []
+        clock, why = time.monotonic(), ""
         try:
             state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
         except Unreadable as error:
-            if args.strict_resume:
-                raise
-            unread.append(error)
-        if any(exchange("restored", bool(unread))):
-            why = unread[0] if unread else Unreadable(f"step {start}: not by another process")
-            before = on_first("start", functools.partial(_before, folder, start, why, facts, args))
+            why = str(error)
+        read = exchange("restored", why)
+        if read[0]:
+            before = on_first(
+                "start", functools.partial(_before, folder, start, read[0], facts, args)
+            )
             if before is None:
-                raise why
+                raise Unreadable(read[0])
             start = before
             continue
+        if any(read):  # the checkpoint is sound, a file system or a network is not
+            other = next(process for process, text in enumerate(read) if text)
+            raise Unreadable(f"process {other}: {read[other]}; process 0 has read its part")
         console.say(
             f"{folder.root}: resumed at iteration {start} (files checked in {checking:.1f} s, "
             f"restored in {time.monotonic() - clock:.1f} s)"
@@ -213,9 +217,11 @@ def _resume(
 
 
 def _before(
-    folder: RunFolder, step: int, why: Unreadable, facts: Mapping[str, Any], args: TrainArgs
+    folder: RunFolder, step: int, why: str, facts: Mapping[str, Any], args: TrainArgs
 ) -> int | None:
-    """Put a step aside; the step to go on from instead."""
+    """Put a step aside; the step to go on from instead. None: there is none, or may be none."""
+    if args.strict_resume:
+        return None
     aside = checkpoint.put_aside(folder.checkpoints, step)
     console.warn(f"{why}; put aside as {aside.name}")
     return find_start(folder.checkpoints, facts, args, console.warn)

@@ -70,7 +70,22 @@ def test_killed_processes_end_the_others_and_the_run_goes_on_bit_for_bit(path, w
     left, killed = launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "kill@save_mid:2"}})
     assert (killed.code, left.code) == (-9, 75)
     assert re.fullmatch(ENDED.format(1, 4) + r"from there\n", left.err), left.err
-    assert_same(finish_all(path, runs), whole)
+    # One process alone cannot read: the checkpoint is sound, and stays.
+    for ended in launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "full@restore"}}):
+        assert ended.code == 4 and len(lines(ended.err)) == 1, ended.err
+        assert "error: process 1: " in ended.err and "step 4 cannot be restored" in ended.err
+    # The first one cannot: all go on from the step before.
+    ended = launch_all(path, runs, env={0: {"PPO_JAX_FAULT": "full@restore"}})
+    assert [it.code for it in ended] == [0, 0] and "put aside as 4.corrupt" in ended[0].err
+    assert_same(of(path, runs), whole)
+
+
+def test_folders_that_are_not_one_end_all(path, tmp_path):
+    own = {k: ["--run.dir", str(tmp_path / f"runs-{k}")] for k in range(2)}
+    for ended in launch_all(path, tmp_path, own=own):
+        assert ended.code == 2 and len(lines(ended.err)) == 1, ended.err
+        assert "not the folder of process 0" in ended.err and "runs-1" in ended.err
+    assert not list(tmp_path.glob("runs-0/**/.*"))
 
 
 def test_a_signal_to_one_saves_the_same_step_of_all_and_any_number_goes_on(tmp_path):

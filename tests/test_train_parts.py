@@ -1,5 +1,6 @@
 """What a run is put together from: rewards that do not fit, a critic with a checkpoint."""
 
+import errno
 import threading
 import time
 from types import SimpleNamespace
@@ -8,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from ppo_jax import book
+from ppo_jax import book, checkpoint, manifest
 from ppo_jax.config import replace
-from ppo_jax.errors import ConfigError, RewardError, StorageError
+from ppo_jax.errors import ConfigError, Preempted, RewardError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import open_source
 from ppo_jax.metrics import read_metrics
+from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import open_critic
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import run_folder
@@ -24,10 +26,10 @@ from tiny_runs import CONFIG, ascii_share, write_prompts
 SMALL = {"reward.reference": "fixed", "hparams.reference_decay": None, "run.iterations": 2}
 
 
-def launch(folder, reward, **changes):
+def launch(folder, reward, preemption=None, **changes):
     fixed = {"run.dir": str(folder), "data.path": write_prompts(folder)}
     config = replace(CONFIG, **(SMALL | fixed | changes))
-    train(config, Experiment("case", config, reward, folder, ""))
+    train(config, Experiment("case", config, reward, folder, ""), preemption=preemption)
     return run_folder(folder / "case" / config.run.cell / "seed0")
 
 
@@ -92,6 +94,24 @@ def test_fixed_coefficient_is_the_hyper_parameter_from_the_first_iteration_on(tm
     run = launch(tmp_path, ascii_share, **changes)
     coefs = [row["objective/kl_coef"] for row in read_metrics(run.metrics)]
     np.testing.assert_allclose(coefs, 0.37, rtol=1e-6)
+
+
+def test_old_checkpoints_that_stay_do_not_make_a_saved_step_an_error(tmp_path, monkeypatch, capsys):
+    def stays(path, step):
+        raise PermissionError(errno.EACCES, "not yours")
+
+    def asks(prompts, responses, **columns):
+        calls.append(preemption.asked.set() if len(calls) == 2 else None)
+        return [0.0] * len(prompts)
+
+    calls, preemption = [], Preemption()
+    monkeypatch.setattr(checkpoint, "remove", stays)
+    changes = {"run.iterations": 9, "run.checkpoint_every": 1, "run.keep": 1, "reward.workers": 0}
+    with pytest.raises(Preempted, match="saved step 3"):
+        launch(tmp_path, asks, preemption, **changes)
+    assert "older checkpoints cannot be removed" in capsys.readouterr().err.splitlines()[-1]
+    steps = manifest.steps(run_folder(tmp_path / "case" / "base" / "seed0").checkpoints)
+    assert steps == [1, 2, 3]
 
 
 def _book(finishing):

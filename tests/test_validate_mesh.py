@@ -24,7 +24,7 @@ def proposals(line):
     return key, [int(value) for value in values.split(" or ")]
 
 
-@pytest.mark.parametrize("data, fsdp, tensor", itertools.product(SIZES, repeat=3))
+@pytest.mark.parametrize("data, fsdp, tensor", [*itertools.product(SIZES, repeat=3)])
 @pytest.mark.parametrize("devices", [1, 2, 6, 8])
 def test_every_mesh_is_made_or_refused_with_one_that_is(data, fsdp, tensor, devices):
     config = config_of(data, fsdp, tensor, **{"rollout.batch_size": 48})
