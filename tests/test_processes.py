@@ -3,6 +3,7 @@ they agree on, and how they end and go on together."""
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,7 @@ def test_killed_processes_end_the_others_and_the_run_goes_on_bit_for_bit(path, w
     # The first one cannot: all go on from the step before.
     ended = launch_all(path, runs, env={0: {"PPO_JAX_FAULT": "full@restore"}})
     assert [it.code for it in ended] == [0, 0] and "put aside as 4.corrupt" in ended[0].err
+    shutil.rmtree(of(path, runs).checkpoints / "4.corrupt")
     assert_same(of(path, runs), whole)
 
 
