@@ -88,9 +88,11 @@ def check_shared(folder: RunFolder) -> None:
         return
     mark = folder.root / ".shared.tmp"
     word = on_first("mark", lambda: _mark(mark))
-    together("marked", lambda: _find(mark, word))
-    if is_writer():
-        mark.unlink()
+    try:
+        together("marked", lambda: _find(mark, word))
+    finally:
+        if is_writer():
+            mark.unlink()
 
 
 def _mark(path: Path) -> str:
