@@ -28,6 +28,7 @@ commands:
   score --model DIR --data F --out F             log-probabilities of given responses
   export --model DIR --out DIR                   write a Hugging Face or PEFT folder
   plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
+  plan EXPERIMENT --compile --accelerator v6e-8  the same step compiled for a TPU slice or a --gpu
   bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
 
 `ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an

@@ -30,6 +30,7 @@ from ppo_jax.processes import is_writer
 from ppo_jax.storage import as_path, write_atomic
 
 BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+SENT = "COMMIT"  # COMMIT or COMMIT+changes, by experiments/launch/tpu.sh
 SHARED_SECONDS = 10.0  # for a new file to be seen on other machines: file systems cache what lacks
 # The last holds the lexicon of a reward.
 LIBRARIES = ("jax jaxlib flax optax chex orbax-checkpoint transformers vaderSentiment").split()
@@ -194,7 +195,8 @@ def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of this package's own repository, or None where it is installed from elsewhere."""
+    """Commit of this package's own repository, or None where it is installed from elsewhere; of
+    code that was sent to this machine without one, what is written beside it."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -208,7 +210,14 @@ def _git() -> dict[str, Any] | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
-        return None
+        return _sent(here.parent / SENT)
+
+
+def _sent(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError):
+        sha, _, changes = path.read_text(encoding="utf-8").strip().partition("+")
+        return {"sha": sha, "dirty": bool(changes)}
+    return None
 
 
 def _version(library: str) -> str | None:

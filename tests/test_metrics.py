@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppo_jax import run_folder
 from ppo_jax.config import Config, RunOptions, replace
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.metrics import (
@@ -213,3 +214,21 @@ def test_env_and_status(folder):
     write_status(folder, "failed", 4, error="one line")
     status = json.loads(folder.status.read_text())
     assert (status["status"], status["step"], status["error"]) == ("failed", 4, "one line")
+
+
+@pytest.mark.parametrize(
+    "sent, known",
+    [
+        (f"{'a1' * 20}\n", {"sha": "a1" * 20, "dirty": False}),
+        (f"{'a1' * 20}+changes\n", {"sha": "a1" * 20, "dirty": True}),
+        (None, None),
+    ],
+)
+def test_the_commit_of_code_that_was_sent_without_its_repository(
+    sent, known, tmp_path, monkeypatch
+):
+    (tmp_path / "ppo_jax").mkdir()
+    if sent is not None:
+        (tmp_path / "COMMIT").write_text(sent)
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "ppo_jax" / "run_folder.py"))
+    assert run_folder.environment()["git"] == known
