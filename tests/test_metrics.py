@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax import run_folder
 from ppo_jax.config import Config, RunOptions, replace
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.metrics import (
@@ -24,6 +23,7 @@ from ppo_jax.metrics import (
     to_host,
 )
 from ppo_jax.run_folder import (
+    environment,
     make_folder,
     reconcile,
     run_folder,
@@ -227,8 +227,9 @@ def test_env_and_status(folder):
 def test_the_commit_of_code_that_was_sent_without_its_repository(
     sent, known, tmp_path, monkeypatch
 ):
-    (tmp_path / "ppo_jax").mkdir()
     if sent is not None:
         (tmp_path / "COMMIT").write_text(sent)
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "ppo_jax" / "run_folder.py"))
-    assert run_folder.environment()["git"] == known
+    package = tmp_path / "ppo_jax"
+    package.mkdir()
+    monkeypatch.setattr("ppo_jax.run_folder.__file__", str(package / "run_folder.py"))
+    assert environment()["git"] == known
