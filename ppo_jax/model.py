@@ -70,19 +70,44 @@ def head_of(decoder: Decoder, params: PyTree) -> PyTree:
     """The part of a trunk that makes logits, gathered: once, for all chunks of tokens."""
     module, name = ("lm_head", "kernel") if "lm_head" in params else ("embed", "embedding")
     table = params[module][name]
-    return {module: {name: gathered(place_of(decoder.mesh, module, name, table.shape), table)}}
+    place = place_of(decoder.mesh, module, name, table.shape)
+    return {module: {name: gathered(place, decoder.compute, table)}}
 
 
 def unembed(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
     """float32 logits [..., V] of normed hidden states [..., D]."""
-    if "lm_head" in params:
-        kernel_DV = params["lm_head"]["kernel"].astype(hidden.dtype)
-        product = "...d,dv->...v"
-    else:
-        kernel_DV = params["embed"]["embedding"].astype(hidden.dtype)
-        product = "...d,vd->...v"
-    logits = jnp.einsum(product, hidden, kernel_DV, preferred_element_type=jnp.float32)
-    return attention.softcap(logits, decoder.config.logit_softcap)
+    tied = "lm_head" not in params
+    table = params["embed"]["embedding"] if tied else params["lm_head"]["kernel"]
+    return attention.softcap(head_product(tied, hidden, table), decoder.config.logit_softcap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def head_product(tied: bool, hidden: Array, table: Array) -> Array:
+    """float32 hidden [..., D] @ table [D, V], or [V, D] where it is tied, read in the dtype of the
+    states. Its gradient is float32 before chunks and devices add it up, as a kernel's is."""
+    return _head_forward(tied, hidden, table)[0]
+
+
+def _head_forward(tied, hidden, table):
+    read = table.astype(hidden.dtype)
+    logits = _contract(hidden, (hidden.ndim - 1,), read, (1 if tied else 0,))
+    return logits, (hidden, read, table[:0])  # the empty array: the table's dtype
+
+
+def _head_backward(tied, saved, grad):
+    hidden, read, empty = saved
+    rows, last = tuple(range(hidden.ndim - 1)), hidden.ndim - 1
+    grad_hidden = _contract(grad, (last,), read, (0 if tied else 1,)).astype(hidden.dtype)
+    sides = (grad, hidden) if tied else (hidden, grad)
+    return grad_hidden, _contract(sides[0], rows, sides[1], rows).astype(empty.dtype)
+
+
+def _contract(x: Array, x_axes: tuple[int, ...], y: Array, y_axes: tuple[int, ...]) -> Array:
+    along = ((x_axes, y_axes), ((), ()))
+    return lax.dot_general(x, y, along, preferred_element_type=jnp.float32)
+
+
+head_product.defvjp(_head_forward, _head_backward)
 
 
 def final_norm(decoder: Decoder, params: PyTree, x: Array) -> Array:

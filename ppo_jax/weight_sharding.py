@@ -12,6 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -54,14 +55,16 @@ def share(place: Place | None, x: Array) -> Array:
     return x if place is None else _constrain(x, place.mesh, place.kept)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gathered(place: Place | None, x: Array) -> Array:
-    """`gather` with the gradient summed to the shares."""
-    return gather(place, x)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def gathered(place: Place | None, dtype: jnp.dtype, x: Array) -> Array:
+    """A weight as it is used, sent as this dtype, in which products read it; with the dtype of the
+    weight itself, in which its gradient adds up before it is summed to the shares."""
+    return x if place is None else gather(place, x.astype(dtype)).astype(x.dtype)
 
 
 gathered.defvjp(
-    lambda place, x: (gather(place, x), None), lambda place, _, grad: (share(place, grad),)
+    lambda place, dtype, x: (gathered(place, dtype, x), None),
+    lambda place, dtype, _, grad: (share(place, grad),),
 )
 
 

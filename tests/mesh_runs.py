@@ -1,8 +1,9 @@
-"""Runs on meshes of eight fake devices, in a process of their own: `mesh_runs.py KIND OUT.npz`.
+"""Runs on meshes of eight fake devices, in a process of their own: `mesh_runs.py GROUP OUT.npz`.
 
 The tests of this folder have four devices, which is settled before any of them begins.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -15,8 +16,13 @@ if __name__ == "__main__":  # before jax looks
 import jax
 import numpy as np
 
+import family_configs
 import step_builders as builders
-from ppo_jax.config import LoraOptions, replace
+from ppo_jax import hlo
+from ppo_jax.config import Config, LoraOptions, ModelConfig, replace
+from ppo_jax.hlo_collectives import KINDS as COLLECTIVES
+from ppo_jax.hlo_collectives import collectives, needless
+from ppo_jax.profile import PHASES
 from ppo_jax.step import train_step
 
 SHAPE = {
@@ -37,6 +43,21 @@ BASE = replace(
         "hparams.max_grad_norm": None,
     },
 )
+# Of the families, whose programs differ in the model alone: what compiles soonest.
+SMALL = {"rollout.batch_size": 8, "rollout.max_new_tokens": 8, "rollout.compactions": 0}
+
+
+def _shape(case: str, **changes) -> ModelConfig:
+    return dataclasses.replace(
+        family_configs.model_config(case),
+        vocab_size=builders.VOCAB,
+        eos_token_ids=(builders.EOS,),
+        pad_token_id=builders.PAD,
+        init_std=0.2,
+        **changes,
+    )
+
+
 KINDS = {
     "unrolled": {"ppo.token_sizes": 2, "ppo.microbatches": 2},
     "scanned": {
@@ -50,6 +71,30 @@ KINDS = {
     },
     "adapters": {"model.lora": LoraOptions(rank=2), "model.shape.position": "learned"},
 }
+RICH = family_configs.RICH
+FAMILIES = {
+    # One matrix for q, k and v; biases; ungated; learned positions and rope on a part of a head.
+    "gpt2": {"model.shape": _shape(RICH["gpt2"], num_layers=1)},
+    "gpt_neox": {"model.shape": _shape(RICH["gpt_neox"]), "model.scan_layers": "scan"},
+    # Their layer with q, k and v apart, which is what `tensor` can share.
+    "gpt": {
+        "model.shape": _shape("gpt2-tied", num_layers=1, fused_qkv=False, parallel_residual=True),
+        "model.remat": "dots",
+    },
+    # Windows in some of the layers, soft caps, norms before and after, scaled embeddings.
+    "gemma2": {
+        "model.shape": _shape(RICH["gemma2"]),
+        "model.scan_layers": "scan",
+        "model.remat": "full",
+    },
+    # Normed queries and keys; two bases of rope; the sampler's weights in 8 bits.
+    "gemma3_text": {
+        "model.shape": _shape(RICH["gemma3_text"], num_layers=2, local_layers=(True, False)),
+        "rollout.weights": "int8",
+    },
+    "qwen3": {"model.shape": _shape(RICH["qwen3"]), "model.remat": "dots"},
+}
+FUSED = ("gpt2", "gpt_neox")
 MESHES = {  # data, fsdp, tensor
     "one": (1, 1, 1),
     "data 8": (8, 1, 1),
@@ -57,33 +102,46 @@ MESHES = {  # data, fsdp, tensor
     "data 4, tensor 2": (4, 1, 2),
     "data 2, fsdp 2, tensor 2": (2, 2, 2),
 }
-SOME = ("one", "data 2, fsdp 2, tensor 2")  # of the adapters
+SOME = ("one", "fsdp 8", "data 2, fsdp 2, tensor 2")
+MESHES_OF = {
+    "adapters": ("one", "data 2, fsdp 2, tensor 2"),
+    **{family: SOME[:2] if family in FUSED else SOME for family in FAMILIES},
+}
 ITERATIONS = 2
-COLLECTIVE = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)")
 
 
 def cases() -> Iterator[tuple[str, str, str]]:
     """(kind, mesh, how the rollout is mapped)."""
-    for kind in KINDS:
-        for mesh in MESHES if kind != "adapters" else SOME:
+    for kind in (*KINDS, *FAMILIES):
+        for mesh in MESHES_OF.get(kind, MESHES):
             yield kind, mesh, "shard_map"
     yield "unrolled", "data 8", "pmap"
 
 
-def run(kind: str, mesh: str, rollout: str) -> Iterator[tuple[str, np.ndarray]]:
-    data, fsdp, tensor = MESHES[mesh]
+def group_of(kind: str) -> str:
+    """Which kinds one process runs."""
+    return "families" if kind in FAMILIES else kind
+
+
+def config_of(kind: str, mesh: str, rollout: str = "shard_map") -> Config:
+    _, fsdp, tensor = MESHES[mesh]
     sizes = {"parallel.fsdp": fsdp, "parallel.tensor": tensor, "parallel.rollout": rollout}
-    config = replace(BASE, **KINDS[kind], **sizes)
-    setup = builders.setup_of(config, data)
+    changes = SMALL | FAMILIES[kind] if kind in FAMILIES else KINDS[kind]
+    return replace(BASE, **changes, **sizes)
+
+
+def run(kind: str, mesh: str, rollout: str) -> Iterator[tuple[str, np.ndarray]]:
+    setup = builders.setup_of(config_of(kind, mesh, rollout), MESHES[mesh][0])
     state, frozen = builders.start(setup)
-    hparams = builders.traced(config.hparams)
+    state = _with_all_adapters(state)
+    hparams = builders.traced(setup.config.hparams)
     keep = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(functools.partial(train_step, setup), out_shardings=(keep, None, None, None))
     lowered = program.lower(state, frozen, hparams, builders.prompts_at(setup))
-    # Without optimisation: compiling takes nearly all of the time.
-    program = lowered.compile({"xla_backend_optimization_level": 0})
-    yield "decode collectives", np.asarray(decode_collectives(program.as_text()), np.int32)
-    yield "largest share", np.asarray(largest_share(state.params), np.float32)
+    # Compiling takes nearly all of the time, hence as little of it as can be.
+    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    program = lowered.compile(quick)
+    yield from facts(program.as_text() or "", dict(setup.mesh.shape))
     for step in range(ITERATIONS):
         state, metrics, drawn, _ = program(state, frozen, hparams, builders.prompts_at(setup, step))
         yield f"ids {step}", jax.device_get(drawn.response_ids_BT)
@@ -94,43 +152,49 @@ def run(kind: str, mesh: str, rollout: str) -> Iterator[tuple[str, np.ndarray]]:
         for path, leaf in moments:  # after one step of Adam: a tenth of the gradient
             if step == 0 and ".mu" in (name := jax.tree_util.keystr(path)):
                 yield f"gradient {name}", jax.device_get(leaf) * 10
+    for part in ("params", "opt_state"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, part)):
+            held = leaf.addressable_shards[0].data.size / leaf.size
+            yield f"share {part}{jax.tree_util.keystr(path)}", np.asarray(held, np.float32)
 
 
-def largest_share(params) -> float:
-    """Of the bytes of all weights, those that one device holds."""
-    whole = sum(x.nbytes for x in jax.tree.leaves(params))
-    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
-    return held / whole
+def _with_all_adapters(state):
+    """The state with a second half of each adapter that is not zero, as it is at first: the first
+    half would have no gradient."""
+
+    def drawn(path, x):
+        if "lora_b" not in (name := jax.tree_util.keystr(path)):
+            return x
+        rng = np.random.default_rng(list(name.encode()))
+        return jax.device_put(rng.normal(0, 0.2, x.shape).astype(x.dtype), x.sharding)
+
+    return state._replace(params=jax.tree_util.tree_map_with_path(drawn, state.params))
 
 
-def decode_collectives(hlo: str) -> int:
-    """Collectives in the bodies of the rollout's loops, and in what these call."""
-    parts = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
-    bodies = dict(parts)
-    loops = [
-        name
-        for body in bodies.values()
-        for line in body.splitlines()
-        if " while(" in line and "/rollout/" in line
-        for name in re.findall(r"body=%?([\w.\-]+)", line)
-    ]
+def facts(text: str, mesh: dict[str, int]) -> Iterator[tuple[str, np.ndarray]]:
+    """What the compiled step says of itself."""
+    program = hlo.parse(text)
+    found = collectives(program, mesh, tuple(PHASES))
+    yield "decode collectives", np.asarray(sum(one.count for one in found if one.decoding))
+    yield "needless collectives", np.asarray(sum(one.count for one in needless(found)))
+    yield "kinds", np.asarray(sorted({one.kind for one in found}))
+    written = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
+    yield "kinds written", np.asarray(sorted(set(written)))
+    yield (
+        "update axes",
+        np.asarray(sorted({a for o in found if o.phase == "update" for a in o.axes})),
+    )
+    loops = hlo.decode_loops(program)
     assert loops, "the program has no decode loop"
-    seen, waiting = set(), loops
-    while waiting:
-        name = waiting.pop()
-        if name in bodies and name not in seen:
-            seen.add(name)
-            called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", bodies[name])
-            branches = re.findall(r"branch_computations=\{([^}]*)\}", bodies[name])
-            called += [n.strip(" %") for group in branches for n in group.split(",")]
-            waiting += called
-    return sum(bool(COLLECTIVE.search(line)) for name in seen for line in bodies[name].splitlines())
+    # Of what a loop carries only the caches, [W, G, S, K], have four axes.
+    carried = re.findall(r"\w\[(\d+),(\d+),(\d+),(\d+)\]", loops[0].type)
+    yield "caches", np.asarray(carried, np.int32)
 
 
-def main(kind: str, out: str) -> None:
+def main(group: str, out: str) -> None:
     arrays = {}
     for case in cases():
-        if case[0] == kind:
+        if group_of(case[0]) == group:
             arrays |= {"/".join((*case, name)): array for name, array in run(*case)}
     np.savez(out, **arrays)
 
