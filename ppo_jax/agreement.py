@@ -52,7 +52,7 @@ def together(name: str, act: Callable[[], Any]) -> list:
         raise own
     for process, outcome in enumerate(outcomes):
         if "error" in outcome:
-            raise getattr(errors, outcome["error"])(f"process {process}: {outcome['text']}")
+            raise _named(outcome["error"])(f"process {process}: {outcome['text']}")
     return [outcome["value"] for outcome in outcomes]
 
 
@@ -60,6 +60,12 @@ def _kind(error: Exception) -> str:
     """The name that an error has in `errors`."""
     names = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
     return next(names, PPOJaxError.__name__)
+
+
+def _named(kind: str) -> type[PPOJaxError]:
+    """The error that has the name in `errors`; another name is PPOJaxError's."""
+    found = vars(errors).get(str(kind))
+    return found if isinstance(found, type) and issubclass(found, PPOJaxError) else PPOJaxError
 
 
 def on_first(name: str, act: Callable[[], Any]) -> Any:

@@ -8,16 +8,25 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-HELLO_SECONDS = 10.0  # for one that has connected to say who it is
-WHO = {"program": "ppo-jax", "version": 1}  # of what is said here
-LONGEST = 1 << 20  # bytes of a message before all are there
-# A machine that is gone without a word is noticed within 10 + 4 x 5 seconds.
-ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+from ppo_jax.text import one_line
+
+LONGEST = 1 << 26  # bytes of a line: the values of all processes, each some kilobytes
+# What messages are made of.
+FIELDS = {
+    "name": str,
+    "round": int,
+    "values": list,
+    "spoilt": str,
+    "why": str,
+    "process": int,
+    "code": int | None,
+    "line": str,
+    "at_once": bool,
+}
 
 
 class Ending(NamedTuple):
@@ -125,22 +134,30 @@ class Links:
                         connection.sendall(data)
 
     def _read(self, peer: int, connection: socket.socket) -> None:
-        # A connection that breaks and one that is closed are the same end.
-        with contextlib.suppress(OSError), connection.makefile("rb") as lines:
-            for line in lines:
-                if line.endswith(b"\n"):
-                    self._handle(peer, json.loads(line))
+        ending = Ending(peer, self._hosts[peer], None, "", True)
+        try:
+            # A connection that breaks and one that is closed are the same end.
+            with contextlib.suppress(OSError), connection.makefile("rb") as lines:
+                while (line := lines.readline(LONGEST)).endswith(b"\n"):
+                    self._handle(peer, _message(line))
+                if len(line) == LONGEST:
+                    raise ValueError(f"a line longer than {LONGEST} bytes")
+        except Exception as error:  # whatever it is, nobody is to wait for this one
+            line = f"what it sent cannot be understood ({one_line(error)})"
+            ending = ending._replace(code=1, line=line)
         with self._changed:
             self._gone.add(peer)
             self._changed.notify_all()
             parted = peer in self._parted
-        if not parted:
-            self._note(peer, Ending(peer, self._hosts[peer], None, "", True))
+        if not parted or ending.code is not None:
+            self._note(peer, ending)
 
     def _handle(self, peer: int, message: dict[str, Any]) -> None:
         if "value" in message:
             self._take(peer, message)
         elif "values" in message:
+            if len(message["values"]) != self.count:
+                raise ValueError(f"{len(message['values'])} values of {self.count}")
             with self._changed:
                 self._complete[message["name"], message["round"]] = message["values"]
                 self._changed.notify_all()
@@ -156,6 +173,8 @@ class Links:
                     self._parted.add(peer)
             host, at_once = self._hosts[process], message["at_once"]
             self._note(peer, Ending(process, host, message["code"], line, at_once))
+        else:
+            raise ValueError("nothing that is known")
 
     def _take(self, peer: int, message: dict[str, Any]) -> None:
         """In the first process: hand the values round once they are complete."""
@@ -187,106 +206,14 @@ class Links:
         threading.Thread(target=self._on_ending, args=(ending,), daemon=True).start()
 
 
-def accept(
-    address: tuple[str, int], count: int, seconds: float
-) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """In the first process: (sockets, hosts) of the others, which `connect` to this address.
-
-    Raises OSError if it cannot be listened on, or naming those that do not come in time.
-    """
-    deadline = time.monotonic() + seconds
-    sockets: dict[int, socket.socket] = {}
-    hosts = {0: socket.gethostname()}
-    with _listener(address[1]) as listener:
-        try:
-            while len(sockets) < count - 1:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
-                connection, _ = listener.accept()
-                said = _hello(connection)
-                if said is None:
-                    connection.close()
-                    continue
-                own, host = said["process"], said["host"]
-                if said["processes"] != count or own in hosts:
-                    which = f"process {own} of {said['processes']} on {host}"
-                    _send_line(connection, why := f"{which} is not one that lacks, of {count}")
-                    raise ConnectionError(why)
-                sockets[own], hosts[own] = connection, host
-            reply: Any = hosts
-        except TimeoutError:
-            lacking = ", ".join(str(k) for k in range(1, count) if k not in sockets)
-            reply = f"process {lacking} of {count} did not come"
-        except ConnectionError as error:
-            reply = str(error)
-    for connection in sockets.values():
-        _send_line(connection, reply)
-    if isinstance(reply, str):
-        raise ConnectionError(reply)
-    return {own: _kept_alive(connection) for own, connection in sockets.items()}, hosts
-
-
-def connect(
-    address: tuple[str, int], own: int, count: int, seconds: float
-) -> tuple[dict[int, socket.socket], dict[int, str]]:
-    """(socket to the first process, hosts). Raises OSError if it does not answer in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            connection = socket.create_connection(address, timeout=5)
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
-    connection.settimeout(seconds + HELLO_SECONDS)  # the others have as long
-    _send_line(
-        connection, {**WHO, "process": own, "processes": count, "host": socket.gethostname()}
-    )
-    reply = _read_line(connection)
-    if not isinstance(reply, dict):
-        raise ConnectionError(reply or "process 0 closed the connection")
-    return {0: _kept_alive(connection)}, {int(process): host for process, host in reply.items()}
-
-
-def _listener(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-        )
-    return socket.create_server(("", port), backlog=1024)
-
-
-def _hello(connection: socket.socket) -> dict[str, Any] | None:
-    """What a process of a run says first; None of a stranger."""
-    connection.settimeout(HELLO_SECONDS)
-    try:
-        said = _read_line(connection)
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) and WHO.items() <= said.items() else None
-
-
-def _send_line(connection: socket.socket, message: Any) -> None:
-    with contextlib.suppress(OSError):  # whoever it was for is gone, which is seen on reading
-        connection.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _read_line(connection: socket.socket) -> Any:
-    """The next message, and not a byte beyond; None where the connection has ended."""
-    data = b""
-    while not data.endswith(b"\n"):
-        block = connection.recv(1)
-        if not block or len(data) > LONGEST:
-            return None
-        data += block
-    return json.loads(data)
-
-
-def _kept_alive(connection: socket.socket) -> socket.socket:
-    connection.settimeout(None)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in ALIVE.items():
-        if hasattr(socket, name):  # Linux
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return connection
+def _message(line: bytes) -> dict[str, Any]:
+    """What a line says. Raises what it is that keeps it from being understood."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise TypeError("not an object")
+    for name, value in message.items():
+        if not isinstance(value, FIELDS.get(name, object)):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    if message.get("code") not in (None, *range(1, 256)):  # those that a process can end with
+        raise ValueError(f"code {message['code']}")
+    return message

@@ -6,21 +6,19 @@ a process is; elsewhere --coordinator, --processes and --process do. The rest of
 """
 
 import contextlib
-import math
 import os
-import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ppo_jax import clusters, links, relay
+from ppo_jax import clusters, joining, relay
 from ppo_jax.arguments import ProcessArgs
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.links import Ending, Links
 from ppo_jax.preemption import Preemption
-from ppo_jax.text import one_line
+from ppo_jax.text import one_line, visible
 
 SEEN_SECONDS = 1.0  # for the end of another process to be known, which may be why this one fails
 OWN_SECONDS = 5.0  # for a process to end by itself, having seen what another one ends with
@@ -33,23 +31,41 @@ class Group:
     def __init__(self, index: int, count: int, host: str, preemption: Preemption):
         self.index, self.count, self.preemption = index, count, preemption
         self.host = host  # of the first one
+        self.devices: list[int] | None = None  # of its machine; None: all
         self.links: Links
         self.leaving = threading.Event()  # the main thread ends by itself
+        self.on_lost: Callable[[PPOJaxError], None] = lambda error: None
 
     def ended(self, ending: Ending) -> None:
         """Another process has ended: this one does, in a thread beside whatever it does."""
         if self.leaving.wait(0 if ending.at_once else OWN_SECONDS):
             time.sleep(LAST_SECONDS)
+        # A disk that is gone as well keeps nobody.
+        saying = threading.Thread(target=self._say, args=(ending,), daemon=True)
+        saying.start()
+        saying.join(LAST_SECONDS)
+        os._exit(Preempted.exit_code if ending.code is None else ending.code)
+
+    def _say(self, ending: Ending) -> None:
+        """To the user, and to whom `on_lost` names."""
         who = f"process {ending.process} on {ending.host}"
         if ending.code in (None, Preempted.exit_code):
             how = f" ({ending.line})" if ending.line else " without a word"
-            step = self.preemption.durable()
-            have = "nothing was saved yet" if step is None else f"step {step} is saved"
-            line = f"{who} ended{how}; {have}; the same command goes on from there"
+            line = f"{who} ended{how}; {self._have()}; the same command goes on from there"
+            _write_line(line)
         else:
-            line = f"error: {who}: {ending.line}"
-        _write_line(line)
-        os._exit(Preempted.exit_code if ending.code is None else ending.code)
+            line = f"{who}: {ending.line}"
+            _write_line(f"error: {line}")
+        kind = Preempted if ending.code == Preempted.exit_code else PPOJaxError
+        with contextlib.suppress(Exception):
+            self.on_lost(kind(line))
+
+    def _have(self) -> str:
+        try:
+            step = self.preemption.durable()
+        except Exception as error:
+            return f"what is saved cannot be read ({one_line(error)})"
+        return "nothing was saved yet" if step is None else f"step {step} is saved"
 
     def tell(self, code: int, line: str) -> None:
         """Before this process ends at once: the others do as well."""
@@ -78,6 +94,24 @@ def joined_links() -> Links | None:
 def is_writer() -> bool:
     """Whether this process is the one that writes the run's files and to the screen."""
     return index() == 0
+
+
+@contextlib.contextmanager
+def on_lost(act: Callable[[PPOJaxError], None]) -> Iterator[None]:
+    """Within it: where another process has ended, `act` is called with an error that says so before
+    this process ends; Preempted if the other one was, else PPOJaxError.
+
+    It is called in a thread beside the main one, which goes on with whatever it does, and has
+    LAST_SECONDS. What it raises is lost.
+    """
+    if _group is None:
+        yield
+        return
+    before, _group.on_lost = _group.on_lost, act
+    try:
+        yield
+    finally:
+        _group.on_lost = before
 
 
 @contextlib.contextmanager
@@ -142,16 +176,16 @@ def _join(args: ProcessArgs, preemption: Preemption) -> Group | None:
     if args.processes == 1 or not (asked or cluster):
         return None
     what = cluster or f"--coordinator={args.coordinator}"
+    devices = clusters.local_devices(os.environ)
     try:
         address, total, own = _place(args, cluster)
-        host, _, port = address.rpartition(":")
-        group = _link((host.strip("[]"), int(port)), total, own, preemption, args.join_seconds)
-    except (OSError, RuntimeError, ValueError) as error:  # the last two: of the cluster's interface
+        group = _link(address, total, own, preemption, args.join_seconds)
+    except (OSError, ValueError) as error:  # ValueError: of a host that no name server would know
         raise ConfigError(
             f"{what}: the processes of this run did not find each other ({one_line(error)}; "
             f"--join_seconds={args.join_seconds:g})"
         ) from None
-    preemption.tell = group.tell
+    preemption.tell, group.devices = group.tell, devices
     _group = group
     return group
 
@@ -171,9 +205,10 @@ def check(args: ProcessArgs) -> None:
     if not given:
         return
     assert args.coordinator is not None and args.processes is not None and args.process is not None
-    host, _, port = args.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"--coordinator={args.coordinator}: must be HOST:PORT of process 0")
+    try:
+        joining.host_port(args.coordinator)
+    except ValueError as error:
+        raise ConfigError(f"--coordinator={args.coordinator}: {error}") from None
     if args.processes < 1:
         raise ConfigError(f"--processes={args.processes}: must be at least 1")
     if not 0 <= args.process < args.processes:
@@ -183,28 +218,21 @@ def check(args: ProcessArgs) -> None:
         )
 
 
-def _place(args: ProcessArgs, cluster: str | None) -> tuple[str, int, int]:
-    """(address of the coordinator, number of processes, which one this is)."""
-    if cluster is None:
-        assert args.coordinator and args.processes is not None and args.process is not None
-        return args.coordinator, args.processes, args.process
-    from jax._src.clusters import ClusterEnv  # as `jax.distributed.initialize()` does
-
-    address, total, own, _ = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, math.ceil(args.join_seconds)
-    )
-    if address is None or total is None or own is None:
-        raise OSError(f"JAX does not know this {cluster}; {clusters.OTHERWISE}")
-    return address, total, own
+def _place(args: ProcessArgs, cluster: str | None) -> tuple[tuple[str, int], int, int]:
+    """((host, port) of the first process, number of processes, which one this is)."""
+    if cluster is not None:
+        return clusters.place(os.environ, cluster, args.join_seconds)
+    assert args.coordinator and args.processes is not None and args.process is not None
+    return joining.host_port(args.coordinator), args.processes, args.process
 
 
 def _link(
     address: tuple[str, int], total: int, own: int, preemption: Preemption, seconds: float
 ) -> Group:
     if own == 0:
-        sockets, hosts = links.accept(address, total, seconds)
+        sockets, hosts = joining.accept(address, total, seconds)
     else:
-        sockets, hosts = links.connect(address, own, total, seconds)
+        sockets, hosts = joining.connect(address, own, total, seconds)
     group = Group(own, total, address[0], preemption)
     group.links = Links(own, sockets, hosts, on_ending=group.ended)
     return group
@@ -217,15 +245,21 @@ def _initialize(group: Group) -> None:
     """
     import jax
 
-    with socket.create_server(("", 0)) as free:
+    with joining.listener(0) as free:
         group.links.post("coordinator", free.getsockname()[1])
     port = group.links.collect("coordinator")[0]
     # It would handle SIGTERM, which is ours to do.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         first = group.index == 0
-        own = f"{group.host}:{port}" if first else relay.relay(group.host, port, LAST_SECONDS)
-        jax.distributed.initialize(own, group.count, group.index)
+        jax.distributed.initialize(
+            f"localhost:{port}" if first else relay.relay(group.host, port, LAST_SECONDS),
+            group.count,
+            group.index,
+            local_device_ids=group.devices,
+            cluster_detection_method="deactivate",  # it would give each process of Slurm one GPU
+            coordinator_bind_address=f"[::]:{port}",
+        )
     except Exception as error:  # of a socket, of gRPC, of JAX, which has been used already
         raise ConfigError(f"jax.distributed: {one_line(error)}") from None
 
@@ -234,4 +268,4 @@ def _write_line(line: str) -> None:
     # Not through Python's buffers: a thread that was interrupted may hold their lock.
     stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
     with contextlib.suppress(OSError):
-        os.write(stderr, f"ppo-jax: {line}\n".encode())
+        os.write(stderr, f"ppo-jax: {visible(line)}\n".encode())

@@ -2,6 +2,8 @@
 
 import dataclasses
 import http.server
+import os
+import re
 import threading
 import time
 
@@ -20,8 +22,19 @@ SLURM = {
     "SLURM_LOCALID": "0",
 }
 MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}
+MPI6 = MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp6://[fd00::2,fd00::3]:43370"}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+TPU = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 THREE = {"coordinator": "host:1234", "processes": 2, "process": 1}
+
+
+def set_variables(monkeypatch, environ):
+    """Of this process: those of clusters to these alone."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "CUDA_", "JAX_COORDINATOR")):
+            monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
 
 
 def test_values_are_taken_out_of_the_words():
@@ -55,6 +68,8 @@ def test_a_flag_without_its_value_is_named(words, said):
         ({"coordinator": "host"}, "--coordinator=host: must be HOST:PORT"),
         ({"coordinator": "host:99999"}, "must be HOST:PORT"),
         ({"coordinator": ":1"}, "must be HOST:PORT"),
+        ({"coordinator": "fd00::2"}, "--coordinator=fd00::2: must be HOST:PORT.* in brackets"),
+        ({"coordinator": "fd00::2:1234"}, "in brackets"),
         ({"processes": 0}, "--processes=0: must be at least 1"),
         ({"process": 2}, "--process=2: must be 0 to 1, with --processes 2"),
         ({"process": -1}, "--process=-1: must be 0 to 1"),
@@ -64,6 +79,10 @@ def test_flags_that_do_not_go_together_are_named(changes, said):
     processes.check(ProcessArgs(**THREE))
     with pytest.raises(ConfigError, match=said):
         processes.check(dataclasses.replace(ProcessArgs(**THREE), **changes))
+
+
+def test_an_ipv6_address_stands_in_brackets():
+    processes.check(ProcessArgs("[fd00::2]:1234", 2, 1))
 
 
 def test_wrong_flags_end_with_code_2_before_anything_is_loaded(capsys):
@@ -89,6 +108,71 @@ def test_wrong_flags_end_with_code_2_before_anything_is_loaded(capsys):
 )
 def test_what_a_cluster_says(environ, found):
     assert clusters.detect(environ) == found
+
+
+WRONG = [
+    (SLURM, "SLURM_NTASKS", "two"),
+    (SLURM, "SLURM_PROCID", "abc"),
+    (SLURM, "SLURM_PROCID", "-1"),
+    (SLURM, "SLURM_JOB_ID", "7_1"),
+    (SLURM, "JAX_COORDINATOR_ADDRESS", "host"),
+    (SLURM, "JAX_COORDINATOR_PORT", "http"),
+    (SLURM, "JAX_COORDINATOR_PORT", "65536"),
+    (MPI, "OMPI_COMM_WORLD_SIZE", "4.0"),
+    (MPI, "OMPI_COMM_WORLD_RANK", "abc"),
+    (MPI, "OMPI_MCA_orte_hnp_uri", "x;tcp://10.0.0.1:1"),
+    (MPI, "OMPI_MCA_orte_hnp_uri", "1.0;usock"),
+    (POD, "JOB_COMPLETION_INDEX", "first"),
+    (TPU, "TPU_WORKER_ID", "None"),
+    (TPU, "MEGASCALE_NUM_SLICES", "two"),
+    (TPU, "MEGASCALE_SLICE_ID", "-1"),
+]
+
+
+@pytest.mark.parametrize("environ, name, value", WRONG)
+def test_what_no_cluster_says_is_named(environ, name, value, monkeypatch):
+    monkeypatch.setattr(clusters, "_has_tpus", lambda: environ is TPU)
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: name == "kubernetes")
+    with pytest.raises(ConfigError, match=f"^{name}={re.escape(value)}: "):
+        clusters.detect(environ | {name: value})
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"SLURM_PROCID": "abc"}, "SLURM_PROCID=abc: must be a number"),
+        ({"SLURM_PROCID": "2"}, "Slurm: .* did not find each other .*process 2 of 2"),
+        ({"SLURM_LOCALID": "x"}, "SLURM_LOCALID=x: must be a number"),
+        ({"SLURM_STEP_NODELIST": ""}, "Slurm: .* did not find each other .*the first at ':"),
+    ],
+)
+def test_a_wrong_variable_ends_with_code_2(monkeypatch, capsys, changes, said):
+    set_variables(monkeypatch, SLURM | changes)
+    assert main(["train", "tiny", "--join_seconds", "1"]) == 2
+    err = capsys.readouterr().err
+    assert re.search(said, err) and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    "environ, cluster, expected",
+    [
+        (SLURM, "Slurm", (("n1", 61447), 2, 1)),
+        (SLURM | {"JAX_COORDINATOR_PORT": "5"}, "Slurm", (("n1", 5), 2, 1)),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "[::1]:9"}, "Slurm", (("::1", 9), 2, 1)),
+        (MPI | {"OMPI_COMM_WORLD_RANK": "3"}, "Open MPI", (("10.0.0.1", 61440), 4, 3)),
+        (MPI6 | {"OMPI_COMM_WORLD_RANK": "0"}, "Open MPI", (("fd00::2", 61440), 4, 0)),
+    ],
+)
+def test_the_place_of_a_process_is_what_jax_says(monkeypatch, environ, cluster, expected):
+    set_variables(monkeypatch, environ)
+    assert clusters.detect(environ) == cluster
+    assert clusters.place(environ, cluster, 1) == expected
+
+
+def test_what_jax_raises_on_a_cluster_is_an_error_of_joining(monkeypatch):
+    set_variables(monkeypatch, MPI)  # which does not say which one this is
+    with pytest.raises(OSError, match="KeyError: 'OMPI_COMM_WORLD_RANK'"):
+        clusters.place(MPI, "Open MPI", 1)
 
 
 def test_an_indexed_job_needs_the_package(monkeypatch):

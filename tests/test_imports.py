@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 ORDER = """
     errors text gcs storage xla_flags freed_memory faults preemption
     chips topologies config types masked ranges arguments config_io
-    links relay clusters processes agreement validate_model validate_mesh validate
+    joining links relay clusters processes agreement validate_model validate_mesh validate
     sharding weight_sharding
     tokenizer jsonl data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
