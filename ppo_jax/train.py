@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from ppo_jax.agreement import check_alike, exchange, on_first
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.config import Config
 from ppo_jax.config_io import load_config, save_config
-from ppo_jax.errors import ConfigError, DataError, Preempted, StorageError
+from ppo_jax.errors import ConfigError, DataError, PPOJaxError, Preempted, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import CONFIG, whole_folder
 from ppo_jax.loading import Source
@@ -119,18 +120,30 @@ def _hold(stack: ExitStack, folder: RunFolder) -> None:
 
 @contextlib.contextmanager
 def _said_in_status(folder: RunFolder, log: MetricsLog, saver: checkpoint.Saver):
-    """An error on its way out leaves its name in `status.json`."""
-    try:
-        yield
-    except BaseException as error:
+    """An error on its way out leaves its name in `status.json`; so does the end of another process,
+    which ends this one."""
+    lost, saying = threading.Event(), threading.Lock()
+
+    def say(error: BaseException) -> None:
         status = "preempted" if isinstance(error, Preempted) else "failed"
         # What cannot be written there is said on the screen all the same.
-        with contextlib.suppress(StorageError, DataError):
+        with saying, contextlib.suppress(StorageError, DataError):
             log.sync()
             done = sum(1 for _ in read_metrics(folder.metrics)) if is_writer() else 0
             said = f"{type(error).__name__}: {error}"
             write_status(folder, status, done, saved=saver.durable, error=said)
-        raise
+
+    def say_lost(error: PPOJaxError) -> None:
+        lost.set()
+        say(error)
+
+    with processes.on_lost(say_lost):
+        try:
+            yield
+        except BaseException as error:
+            if not lost.is_set():  # what this process fails with comes of it
+                say(error)
+            raise
 
 
 def _find_start(folder: RunFolder, facts: Mapping[str, Any], args: TrainArgs) -> int | None:

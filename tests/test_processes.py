@@ -71,6 +71,7 @@ def test_killed_processes_end_the_others_and_the_run_goes_on_bit_for_bit(path, w
     left, killed = launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "kill@save_mid:2"}})
     assert (killed.code, left.code) == (-9, 75)
     assert re.fullmatch(ENDED.format(1, 4) + r"from there\n", left.err), left.err
+    assert json.loads(of(path, runs).status.read_text())["status"] == "failed"
     # One process alone cannot read: the checkpoint is sound, and stays.
     for ended in launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "full@restore"}}):
         assert ended.code == 4 and len(lines(ended.err)) == 1, ended.err
