@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 from ppo_jax.config import Config
 from ppo_jax.decoder import Decoder
 from ppo_jax.memory_weights import Case, abstract_weights
+from ppo_jax.offload import shardings_at_rest
 from ppo_jax.sharding import batch_sharding, replicated
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts, PyTree
-from ppo_jax.weight_sharding import weight_shardings
 
 
 class Rewards(NamedTuple):
@@ -55,11 +55,12 @@ def lower_step(
     whole, split = replicated(mesh), batch_sharding(mesh)
     put = lambda x, where: shape(x.shape, x.dtype, sharding=where)
     everywhere = lambda tree, where: jax.tree.map(lambda x: put(x, where), tree)
-    shared = lambda tree: jax.tree.map(put, tree, weight_shardings(mesh, tree))
+    at_rest = lambda tree: shardings_at_rest(config, mesh, tree)
+    shared = lambda tree: jax.tree.map(put, tree, at_rest(tree))
     step = jax.jit(
         functools.partial(train_step, setup),
         donate_argnums=0,
-        out_shardings=(weight_shardings(mesh, state), whole, split, split),
+        out_shardings=(at_rest(state), whole, split, split),
     )
     frozen = {**shared(still), "reward": everywhere(rewards.tables, whole)}
     hparams, prompts = everywhere(hparams, whole), everywhere(prompts, split)

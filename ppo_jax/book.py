@@ -16,6 +16,7 @@ from ppo_jax.agreement import Votes, on_first
 from ppo_jax.alarms import Alarms
 from ppo_jax.errors import ConfigError, NumericalError, StorageError
 from ppo_jax.metrics import MetricsLog, throughput, to_host
+from ppo_jax.offload import fetched
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Run
 from ppo_jax.profile import peak_memory_bytes
@@ -229,7 +230,8 @@ def _check_finite(book: Book, step: int, state: TrainState) -> None:
 
 @jax.jit
 def all_finite(tree: PyTree):
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    leaves = jax.tree.leaves(fetched(tree))
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 

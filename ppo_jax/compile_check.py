@@ -28,6 +28,7 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.hlo_collectives import collectives
 from ppo_jax.memory import memory_of
 from ppo_jax.memory_weights import abstract_weights, sampler_bytes
+from ppo_jax.offload import HOST
 from ppo_jax.planned import Planned, decoder_of, open_planned
 from ppo_jax.profile import PHASES
 from ppo_jax.rewards.base import parse_rewards
@@ -178,6 +179,7 @@ def _read(made: Checked, lowered, compiled, options: PlanArgs) -> Checked:
     least = smallest_array(made.config, made.case, made.mesh)
     return made._replace(
         memory=_held(lowered, compiled),
+        host=_share(lowered.args_info[0], compiled.input_shardings[0], HOST),
         collectives=collectives(program, made.mesh, tuple(PHASES)),
         steps=hlo_kernels.decode_steps(program),
         step_calls=[hlo_kernels.custom_calls(program, loop.bodies[0]) for loop in loops],
@@ -210,11 +212,12 @@ def _held(lowered, compiled) -> Held:
     )
 
 
-def _share(infos: PyTree, shardings: PyTree) -> int:
-    """Bytes of some arguments on one device; what the step never reads is not handed to it."""
+def _share(infos: PyTree, shardings: PyTree, memory: str = "device") -> int:
+    """Bytes of some arguments on one device, or in its host's memory; what the step never reads is
+    not handed to it."""
 
     def size(info, sharding) -> int:
-        if sharding is None:
+        if sharding is None or (sharding.memory_kind == HOST) != (memory == HOST):
             return 0
         item = 8 if jnp.issubdtype(info.dtype, jax.dtypes.prng_key) else info.dtype.itemsize
         return int(np.prod(sharding.shard_shape(info.shape))) * item

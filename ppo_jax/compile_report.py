@@ -46,6 +46,7 @@ class Checked(NamedTuple):
     seconds: dict[str, float]  # trace, compile
     refused: str | None = None  # the compiler's word where it could not fit the step
     memory: Held | None = None
+    host: int = 0  # bytes that rest in the memory of the host, of one device
     collectives: list[Collective] = []
     steps: list[Launches] = []  # of a token, loop by loop
     step_calls: list[dict[str, int]] = []  # of them the foreign kernels
@@ -143,6 +144,7 @@ def as_json(made: Checked) -> dict[str, Any]:
         "rewards_replaced": list(made.stand_ins),
         "seconds": made.seconds,
         "memory": None if made.memory is None else made.memory._asdict() | {"peak": made.peak},
+        "host_memory": made.host,
         "planned_peak": made.planned,
         "refused": made.refused,
         "collectives": [one._asdict() for one in made.collectives],
@@ -193,9 +195,10 @@ def _listed(calls: dict[str, int]) -> str:
 def _memory(made: Checked) -> Table:
     table = Table(title="memory of each device", title_justify="left")
     assert made.memory is not None
-    for name in (*made.memory._fields, "peak", "limit", "planned"):
+    for name in (*made.memory._fields, "peak", "limit", "planned", "on the host"):
         table.add_column(name, justify="right")
-    sizes = (*made.memory, made.peak, made.target.chip.memory_bytes, made.planned)
+    limit = made.target.chip.memory_bytes
+    sizes = (*made.memory, made.peak, limit, made.planned, made.host)
     table.add_row(*(scaled(size, "B") for size in sizes))
     return table
 

@@ -184,6 +184,8 @@ class ParallelOptions:
     fsdp: int = 1  # shares of the batch that hold a share of every weight each
     tensor: int = 1  # shares of the heads and of the matrices' widths
     rollout: Literal["shard_map", "pmap"] = "shard_map"  # pmap: with data alone
+    # What rests in the host's memory when it is not in use: the reference, Adam's moments.
+    offload: Literal["none", "reference", "optimizer", "both"] = "none"
 
     def sizes(self, devices: int) -> tuple[int, int, int]:
         """(data, fsdp, tensor) on so many devices; what -1 stands for rounded down, at least 1."""

@@ -22,6 +22,7 @@ from ppo_jax.memory_weights import (
     trunk_shapes,
     widened,
 )
+from ppo_jax.offload import RESTING
 from ppo_jax.parts import ROWS
 from ppo_jax.sampling import MAX_KEPT
 from ppo_jax.slots import REFILL
@@ -34,6 +35,7 @@ class Memory(NamedTuple):
     """Bytes of one device: {phase: {category: bytes}}."""
 
     phases: dict[str, dict[str, float]]
+    host: float = 0.0  # of what rests in the memory of its host
 
     @property
     def peak(self) -> float:
@@ -43,26 +45,30 @@ class Memory(NamedTuple):
 def memory_of(config: Config, case: Case) -> Memory:
     """Bytes of each phase of an iteration. `config` has every `auto` settled."""
     state, frozen = abstract_weights(config, case.model, case.critic)
-    by = shares(config, case)
+    by, away = shares(config, case), RESTING[config.parallel.offload]
+    reference = tree_bytes((state.ref, frozen["ref"]), by)
+    moments = tree_bytes(state.opt_state, by)
+    moved_ref, moved_moments = reference * ("ref" in away), moments * ("opt_state" in away)
     always = dict.fromkeys(CATEGORIES, 0.0) | {
-        "params": tree_bytes((state.params, state.ref, frozen), by),
-        "optimiser": tree_bytes(state.opt_state, by),
+        "params": tree_bytes((state.params, state.ref, frozen), by) - moved_ref,
+        "optimiser": moments - moved_moments,
         "batch": batch_bytes(config, case),
     }
     extra = {
         "rollout": _rollout(config, case, state, frozen),
-        "score": _score(config, case),
+        "score": _score(config, case, moved_ref),
         "head": _head(config, case, state),
         "layers": _layers(config, case, state),
         # All gradients: new parameters and moments are written over the old ones (`update`).
-        "optimiser": {"optimiser": tree_bytes(state.params, by)},
+        "optimiser": {"optimiser": tree_bytes(state.params, by) + moved_moments},
     }
-    return Memory(
-        {
-            phase: {name: always[name] + parts.get(name, 0.0) for name in CATEGORIES}
-            for phase, parts in extra.items()
-        }
-    )
+    if case.platform == "tpu":  # whose compiler brings it in before the rollout has ended
+        extra["rollout"]["params"] += moved_ref
+    phases = {
+        phase: {name: always[name] + parts.get(name, 0.0) for name in CATEGORIES}
+        for phase, parts in extra.items()
+    }
+    return Memory(phases, host=moved_ref + moved_moments)
 
 
 def batch_bytes(config: Config, case: Case) -> float:
@@ -156,12 +162,13 @@ def _rollout(config: Config, case: Case, state: TrainState, frozen: PyTree) -> d
     return {"params": sampler_bytes(config, case, state, frozen), **larger}
 
 
-def _score(config: Config, case: Case) -> dict[str, float]:
-    """Forward passes of one trunk after the other, then a chunk's logits (`score_rollout`)."""
+def _score(config: Config, case: Case, reference: float) -> dict[str, float]:
+    """Forward passes of one trunk after the other, then a chunk's logits (`score_rollout`).
+    `reference` are the bytes of one that comes from the host for them."""
     passes = [forward_bytes(held(config, case, model)) for model in trunk_shapes(case)]
     chunk = chunk_bytes(config, case)
     return {
-        "params": 2 * cast_bytes(config, case),
+        "params": 2 * cast_bytes(config, case) + reference,
         "activations": max(max(passes) - chunk, 0.0),
         "logits": chunk,
     }

@@ -35,7 +35,8 @@ def scoring_passes(
     """The scoring passes: the training forward of the policy that sampled, of its critic and of the
     reference, on parts like those of the update, whose key `key` is."""
     config, scorer = setup.config, setup.scorer
-    params, ref = assemble(frozen, state.params), reference_trunk(frozen, state.ref)
+    params = assemble(frozen, state.params)
+    ref = reference_trunk(frozen, state.ref, rollout.mask_BT)
     exact = config.reward.kl_estimator == "full"
     recompute = config.rollout.old_logprobs == "recompute"
     final = config.ppo.bootstrap_truncated

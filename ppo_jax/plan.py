@@ -98,6 +98,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         },
         "memory": {
             "peak_bytes": made.memory.peak,
+            "host_bytes": made.memory.host,
             "fits": made.fits,
             "phases": made.memory.phases,
         },

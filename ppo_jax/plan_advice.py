@@ -30,7 +30,7 @@ def advise(config: Config, case: Case, room: float) -> list[Change]:
         return memory_of(changed, case).peak
 
     found, frugal = [], {}
-    for options in _ladders(config, case.devices):
+    for options in _ladders(config, case.devices, case.platform):
         peaks = [Change(values, peak(values)) for values in options]
         fitting = [change for change in peaks if change.peak <= SHARE * room]
         found += fitting[:1]
@@ -43,7 +43,7 @@ def advise(config: Config, case: Case, room: float) -> list[Change]:
 _LEARNING = ("model.lora.rank", "rollout.batch_size")
 
 
-def _ladders(config: Config, devices: int) -> list[list[dict]]:
+def _ladders(config: Config, devices: int, platform: str) -> list[list[dict]]:
     """Of each option the values worth a try, the mildest first."""
     rows = config.minibatch_size // devices
     parts = [n for n in range(config.ppo.microbatches + 1, rows + 1) if rows % n == 0]
@@ -58,16 +58,32 @@ def _ladders(config: Config, devices: int) -> list[list[dict]]:
     remat = ["full"] if config.model.remat != "full" else []
     layers = ["scan"] if config.model.scan_layers == "unroll" else []
     ranks = RANKS if config.model.lora.rank is None else ()
+    offload = _more_offload(config) if platform != "cpu" else ()
     ladders = [
         [{"ppo.microbatches": n} for n in parts],
         [{"model.logit_chunk": n} for n in chunks],
         [{"model.remat": kind} for kind in remat],
         [{"model.scan_layers": kind} for kind in layers],
         [{"rollout.slots": n} for n in slots],
-        [{"model.lora.rank": n} for n in ranks],
+        [{"parallel.offload": kind} for kind in offload],
+        [_adapters(config, n) for n in ranks],
         _fewer_sequences(config, devices),
     ]
     return [ladder for ladder in ladders if ladder]
+
+
+def _more_offload(config: Config) -> tuple[str, ...]:
+    """What more could rest on the host: the reference, which travels once an iteration, before the
+    moments, which do at each optimiser step. The base under adapters cannot."""
+    if config.model.lora.rank is not None:
+        return ("optimizer",) if config.parallel.offload == "none" else ()
+    return {"none": ("reference", "both"), "both": ()}.get(config.parallel.offload, ("both",))
+
+
+def _adapters(config: Config, rank: int) -> dict:
+    """With them there is next to nothing left to rest on the host."""
+    usual = {} if config.parallel.offload == "none" else {"parallel.offload": "none"}
+    return {"model.lora.rank": rank} | usual
 
 
 def _fewer_sequences(config: Config, devices: int) -> list[dict]:
@@ -85,9 +101,10 @@ def _fewer_sequences(config: Config, devices: int) -> list[dict]:
 def _together(config: Config, devices: int, frugal: dict, peak, room: float) -> list[Change]:
     """All that frees memory without another result; if that is too little, with adapters, then with
     fewer sequences as well. Empty where nothing does."""
-    adapters = {} if config.model.lora.rank is not None else {"model.lora.rank": RANKS[1]}
-    tries = [frugal, frugal | adapters]
-    rest = {key: value for key, value in frugal.items() if key != "rollout.slots"}
+    adapters = {} if config.model.lora.rank is not None else _adapters(config, RANKS[1])
+    rest = {key: value for key, value in frugal.items() if key != "parallel.offload"}
+    tries = [frugal, rest | adapters]
+    rest = {key: value for key, value in rest.items() if key != "rollout.slots"}
     for fewer in _fewer_sequences(config, devices):
         size = fewer["rollout.batch_size"]
         rows = size // config.ppo.minibatches // devices

@@ -127,6 +127,9 @@ def _memory(made: Plan) -> Table:
     for name, parts in made.memory.phases.items():
         sizes = [scaled(parts[category], "B") for category in CATEGORIES]
         table.add_row(name, *sizes, scaled(sum(parts.values()), "B"))
+    if made.memory.host > 0:
+        resting = scaled(made.memory.host, "B")
+        table.caption, table.caption_justify = f"beside it, on the host: {resting}", "left"
     return table
 
 

@@ -23,6 +23,7 @@ from ppo_jax.loading import (
 )
 from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_value_head, stack_layers
+from ppo_jax.offload import check_memories, shardings_at_rest
 from ppo_jax.optimizer import make_optimizer
 from ppo_jax.rewards.base import Part, check_columns, parse_rewards
 from ppo_jax.rewards.host import SEEDS, HostScores, Rows
@@ -81,6 +82,7 @@ def open_run_of(
     check_model(config, source.config, data.prompt_width(dataset))
     for model in filter(None, (source, critic)):
         check_shared(config, model.config, jax.device_count())
+    check_memories(config, jax.devices())
     parts = parse_rewards(reward)
     for part in parts:
         check_columns(part, {*dataset.columns, SEEDS})
@@ -122,7 +124,7 @@ def prepare(
     hparams = jax.tree.map(jnp.float32, config.hparams)
     width = data.prompt_width(dataset)
     run = Run(config, setup, parts, dataset, source.tokenizer, width, hparams)
-    frozen = put(still, weight_shardings(mesh, still))
+    frozen = place_frozen(config, mesh, still)
     return run, state, {**frozen, "reward": put_replicated(mesh, tables)}
 
 
@@ -212,9 +214,15 @@ def place_state(config: Config, mesh: Mesh, params: PyTree) -> TrainState:
     """The state before the first iteration on the devices, from weights on the host. No device
     ever holds more of it than its share."""
     first = lambda params: jax.tree.map(lambda x: x.copy(), init_state(config, params))
-    shardings = weight_shardings(mesh, jax.eval_shape(first, params))
+    shardings = shardings_at_rest(config, mesh, jax.eval_shape(first, params))
     placed = put(params, weight_shardings(mesh, params))
     return jax.jit(first, out_shardings=shardings, donate_argnums=0)(placed)
+
+
+def place_frozen(config: Config, mesh: Mesh, still: PyTree) -> PyTree:
+    """The weights that stay still where they rest, from weights on the host."""
+    placed = put(still, weight_shardings(mesh, still))
+    return jax.device_put(placed, shardings_at_rest(config, mesh, still))
 
 
 def init_state(config: Config, params: PyTree) -> TrainState:

@@ -23,6 +23,7 @@ FREE = frozenset(
     ).split()
 ) | {
     "model.trust_remote_code",
+    "parallel.offload",
     "data.path",  # whose content is compared instead
     "reward.timeout",
 }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from ppo_jax.config import Config, HParams
 from ppo_jax.lora import attach
+from ppo_jax.offload import fetched, put_back
 from ppo_jax.types import PyTree, TrainState
 
 
@@ -23,9 +24,10 @@ def assemble(frozen: PyTree, trained: PyTree) -> PyTree:
     return {"policy": attach(frozen["base"], trained["policy"]), "value": value}
 
 
-def reference_trunk(frozen: PyTree, moving: PyTree | None) -> PyTree:
-    """The reference policy's trunk; `moving` is the state's own, where it moves."""
-    return attach(frozen["base"], frozen["ref"] if moving is None else moving)
+def reference_trunk(frozen: PyTree, moving: PyTree | None, after: PyTree = None) -> PyTree:
+    """The reference policy's trunk; `moving` is the state's own, where it moves. On the device, for
+    use after `after`."""
+    return attach(frozen["base"], fetched(frozen["ref"] if moving is None else moving, after))
 
 
 def move_reference(config: Config, hparams: HParams, state: TrainState, policy: PyTree):
@@ -35,8 +37,11 @@ def move_reference(config: Config, hparams: HParams, state: TrainState, policy: 
     """
     if config.reward.reference == "fixed":
         return None
+    ref = fetched(state.ref, policy)
     if config.reward.reference == "ema":
         decay = hparams.reference_decay
-        return jax.tree.map(lambda r, p: decay * r + (1.0 - decay) * p, state.ref, policy)
-    due = (state.step + 1) % config.reward.reference_reset_every == 0
-    return jax.tree.map(lambda r, p: jnp.where(due, p, r), state.ref, policy)
+        moved = jax.tree.map(lambda r, p: decay * r + (1.0 - decay) * p, ref, policy)
+    else:
+        due = (state.step + 1) % config.reward.reference_reset_every == 0
+        moved = jax.tree.map(lambda r, p: jnp.where(due, p, r), ref, policy)
+    return put_back(moved, state.ref)

@@ -15,6 +15,7 @@ from jax import lax
 from ppo_jax.config import Config, HParams
 from ppo_jax.gradients import MAXIMA, Evaluation, Rows, minibatch_gradients, trained_groups
 from ppo_jax.losses import policy_loss, value_loss
+from ppo_jax.offload import fetched, put_back
 from ppo_jax.optimizer import apply_updates, clip_by_global_norm
 from ppo_jax.parts import SumParts, sum_over_rows
 from ppo_jax.types import Array, PyTree
@@ -196,12 +197,15 @@ def _apply_if(apply: Array, transform, learning_rate: Array, params, opt_state, 
         updates, opt_state = transform.update(grads, opt_state, params)
         return apply_updates(params, updates, learning_rate), opt_state
 
+    resting = opt_state
+    opt_state = fetched(opt_state, after=grads)
     branch, select = (
         functools.partial(_branch, apply, step),
         functools.partial(_select, apply, step),
     )
     forms = {"cuda": select, "rocm": select, "default": branch}
-    return lax.platform_dependent(params, opt_state, grads, **forms)
+    params, opt_state = lax.platform_dependent(params, opt_state, grads, **forms)
+    return params, put_back(opt_state, like=resting)
 
 
 def _branch(apply: Array, step, params, opt_state, grads):

@@ -27,6 +27,13 @@ def mesh_options(config: Config) -> Mistakes:
             "parallel.rollout",
             f"pmap has no parallel.{shared[0]}; nearest valid: shard_map",
         )
+    if config.model.lora.rank is not None and parallel.offload in ("reference", "both"):
+        near = "optimizer" if parallel.offload == "both" else "none"
+        yield (
+            "parallel.offload",
+            f"with model.lora.rank={config.model.lora.rank} the reference is the base under the "
+            f"policy's own adapters, which is in use all the time; nearest valid: {near}",
+        )
 
 
 def mesh_devices(config: Config, device_count: int, processes: int = 1) -> Mistakes:

@@ -23,11 +23,10 @@ from ppo_jax.config import (
 from ppo_jax.decoder import make_decoder
 from ppo_jax.lora import init_adapters
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import place_state, without_lm_head
-from ppo_jax.sharding import make_mesh, put, put_batch
+from ppo_jax.prepare import place_frozen, place_state, without_lm_head
+from ppo_jax.sharding import make_mesh, put_batch
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts
-from ppo_jax.weight_sharding import weight_shardings
 
 VOCAB, EOS, PAD = 64, 1, 0
 SHAPE = ModelConfig(
@@ -100,7 +99,7 @@ def start(setup: Setup):
         value["trunk"] = without_lm_head(policy)
     state = place_state(config, setup.mesh, {"policy": policy, "value": value})
     frozen["reward"] = {name: () for name in setup.device_rewards}
-    return state, put(frozen, weight_shardings(setup.mesh, frozen))
+    return state, place_frozen(config, setup.mesh, frozen)
 
 
 def traced(hparams: HParams) -> HParams:

@@ -16,7 +16,7 @@ ORDER = """
     errors text gcs storage xla_flags freed_memory faults preemption
     chips topologies config types masked ranges arguments config_io
     joining links relay clusters processes agreement validate_model validate_mesh validate
-    sharding weight_sharding
+    sharding weight_sharding offload
     tokenizer jsonl data
     hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
     stream attention_kernels kv_cache attention attention_band decoder stream_attention rope layers

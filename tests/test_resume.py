@@ -94,6 +94,7 @@ FREE = {
     "run.compile_cache": None,
     "run.iterations": 300,  # nothing counts on it while the schedule is constant
     "model.trust_remote_code": True,
+    "parallel.offload": "both",
     "data.path": "moved.jsonl",  # whose content is compared
     "reward.timeout": 5.0,
 }
