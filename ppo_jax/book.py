@@ -46,6 +46,7 @@ class Book:
     best_seen: bool = False  # that there is such a metric
     times: dict[str, float] = dataclasses.field(default_factory=dict)  # for the next line
     failed: int = 0  # saves
+    said: int | None = None  # step that `status.json` names as saved
 
 
 def open_book(
@@ -57,7 +58,9 @@ def open_book(
 ) -> Book:
     now = time.monotonic()
     alarms = Alarms(run.config)
-    return Book(run, folder, log, saver, preemption, alarms, Votes(), clock=now, saved=now)
+    book = Book(run, folder, log, saver, preemption, alarms, Votes(), clock=now, saved=now)
+    book.said = saver.durable
+    return book
 
 
 def is_told_to_end(book: Book) -> bool:
@@ -106,6 +109,7 @@ def read(book: Book, done: Finished) -> None:
     """Wait for an iteration and log it; stop on too many skipped updates."""
     config = book.run.config
     _attempt(book, lambda: checkpoint.check(book.saver))
+    _say_saved(book, done.step)
     metrics = to_host(done.metrics)
     book.votes.count()
     now = time.monotonic()
@@ -137,6 +141,14 @@ def read(book: Book, done: Finished) -> None:
             f"{config.optim.max_nonfinite}); "
             f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}"
         )
+
+
+def _say_saved(book: Book, step: int) -> None:
+    """What is on the disk, in `status.json`: a folder that lacks it later has lost it."""
+    if book.saver.durable != book.said:
+        book.said = book.saver.durable
+        with contextlib.suppress(StorageError):  # a save tells, if there is no room
+            write_status(book.folder, "running", step, saved=book.said)
 
 
 def _log(book: Book, write: Callable[[], None]) -> None:
@@ -184,8 +196,6 @@ def _start_save(book: Book, step: int, state: TrainState) -> None:
     book.best_of = []
     goodness = None if name is None or mean is None else (name, mean)
     checkpoint.save(book.saver, step, state, goodness=goodness)
-    with contextlib.suppress(StorageError):  # the save tells, if there is no room
-        write_status(book.folder, "running", step, saved=book.saver.durable)
 
 
 def _attempt(book: Book, act: Callable[[], None]) -> None:
@@ -203,13 +213,18 @@ def save_and_end(book: Book, pending: Finished | None, step: int, state: TrainSt
     """What a signal asks for, with the state after `step` iterations."""
     read_good(book, pending, None, step, state)
     save(book, step, state, must=True)
+    wait_for(book, step)
+    raise book.preemption.saved(step)
+
+
+def wait_for(book: Book, step: int) -> None:
+    """Until that step, whose save is under way, is on the disk; StorageError if it is not."""
     try:
         checkpoint.wait(book.saver)
     except StorageError as error:
         if book.saver.durable != step:
             raise
         console.warn(str(error))  # of an older checkpoint
-    raise book.preemption.saved(step)
 
 
 def _check_finite(book: Book, step: int, state: TrainState) -> None:

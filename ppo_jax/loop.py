@@ -3,7 +3,8 @@
 import functools
 
 from ppo_jax import book as books
-from ppo_jax import checkpoint, console, data, faults
+from ppo_jax import console, data, faults
+from ppo_jax.agreement import meet
 from ppo_jax.book import Book
 from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import make_evaluation
@@ -36,10 +37,11 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
                 book.alarms.look(row["step"], row)
         preemption.begin("compilation and the first iteration")
         faults.point("compile")
+        meet("loaded")
         # Compiled here, not within the first save.
         books.all_finite((state.params, state.opt_state))
         state = _iterations(book, stepper, state, frozen, start)
-        checkpoint.wait(saver)
+        books.wait_for(book, config.iterations)
     try:
         after = shown(run, evaluate, state, frozen)
     except RewardError as error:  # the run is complete, and saved

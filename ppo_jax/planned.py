@@ -1,11 +1,13 @@
 """An experiment as devices that need not be here would have it: shapes and prompts, no weights."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from ppo_jax import attention, data
-from ppo_jax.config import Config, ModelConfig, ParallelOptions
+from ppo_jax.config import Config, ModelConfig
 from ppo_jax.decoder import Decoder, lora_scale
+from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import Source
 from ppo_jax.memory_weights import Case
@@ -28,8 +30,13 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
 
     Raises ConfigError or DataError where training would.
     """
-    config = dataclasses.replace(config, parallel=_on_all(config.parallel))
     check_devices(config, devices)
+    used = math.prod(config.parallel.sizes(devices))
+    if used != devices:
+        raise ConfigError(
+            f"parallel.data={config.parallel.data}: the mesh has {used} devices, and the plan is "
+            f"for {devices}; nearest valid: -1, or a plan for {used}"
+        )
     source = open_policy(config)
     critic_source = open_critic(config, source)
     config = settle(config, source, platform, devices)
@@ -59,7 +66,9 @@ def settle(config: Config, source: Source, platform: str, devices: int) -> Confi
     model = dataclasses.replace(
         asked, compute_dtype=dtype, scan_layers=layers, attention=kernel, lora=lora
     )
-    return dataclasses.replace(config, model=model, parallel=_sized(config.parallel, devices))
+    data_, fsdp, tensor = config.parallel.sizes(devices)
+    parallel = dataclasses.replace(config.parallel, data=data_, fsdp=fsdp, tensor=tensor)
+    return dataclasses.replace(config, model=model, parallel=parallel)
 
 
 def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:
@@ -67,16 +76,3 @@ def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:
     options = config.model
     scale = lora_scale(options.lora)
     return Decoder(model, options.compute_dtype, options.remat, options.attention, scale, mesh)
-
-
-def _on_all(parallel: ParallelOptions) -> ParallelOptions:
-    """The mesh on all of the devices: what the other axes leave of them is `data`'s, where none of
-    them asks for the rest."""
-    if -1 in (parallel.fsdp, parallel.tensor):
-        return parallel
-    return dataclasses.replace(parallel, data=-1)
-
-
-def _sized(parallel: ParallelOptions, devices: int) -> ParallelOptions:
-    data_, fsdp, tensor = _on_all(parallel).sizes(devices)
-    return dataclasses.replace(parallel, data=data_, fsdp=fsdp, tensor=tensor)

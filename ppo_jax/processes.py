@@ -177,11 +177,14 @@ def _join(args: ProcessArgs, preemption: Preemption) -> Group | None:
         return None
     what = cluster or f"--coordinator={args.coordinator}"
     devices = clusters.local_devices(os.environ)
+    kind: type[PPOJaxError] = ConfigError
     try:
         address, total, own = _place(args, cluster)
+        if cluster is not None:  # and says who they are: another start may find them all there
+            kind = PPOJaxError
         group = _link(address, total, own, preemption, args.join_seconds)
     except (OSError, ValueError) as error:  # ValueError: of a host that no name server would know
-        raise ConfigError(
+        raise kind(
             f"{what}: the processes of this run did not find each other ({one_line(error)}; "
             f"--join_seconds={args.join_seconds:g})"
         ) from None

@@ -58,17 +58,26 @@ class Changes(NamedTuple):
 
 
 def find_start(
-    path: Path, facts: Mapping[str, Any], args: TrainArgs, warn: Callable[[str], None]
+    path: Path,
+    facts: Mapping[str, Any],
+    args: TrainArgs,
+    warn: Callable[[str], None],
+    before: int | None = None,
 ) -> int | None:
-    """The step to go on from, None where there is none yet; its files have been verified.
+    """The step to go on from, None where there is none yet, or none before the given one; its files
+    have been verified.
 
     Damaged checkpoints newer than it are put aside. Raises CheckpointError if there are only
     damaged ones (which stay as they are), if there is one and `args.strict_resume`, or if the run
     has changed.
     """
-    for name in strangers(path):
-        warn(f"{path / name}: not a checkpoint of this run, left alone")
     candidates = sorted({*manifest.steps(path), *_unrecorded(path)}, reverse=True)
+    if before is not None:
+        candidates = [step for step in candidates if step < before]
+        if not candidates:
+            return None
+    for name in strangers(path) if before is None else ():
+        warn(f"{path / name}: not a checkpoint of this run, left alone")
     if not candidates:
         _check_none_is_aside(path)
         return None

@@ -173,8 +173,15 @@ def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, o
     if options.workers == 0 or all(part.host is None for part in opened.parts):
         return None
     own = f"-{processes.index()}" if processes.count() > 1 else ""
+    if not is_writer():  # which publishes its own
+        stack.callback(_publish, folder)
     log = storage.to_append(folder.root / f"reward{own}.log")
     return stack.enter_context(open_pool(experiment.path, log, options)).call
+
+
+def _publish(folder: RunFolder) -> None:
+    with contextlib.suppress(StorageError):  # an error on its way is the one to report
+        storage.publish(folder.root)
 
 
 def _describe(folder: RunFolder, opened: Opened) -> None:
@@ -202,42 +209,49 @@ def _resume(
     args: TrainArgs,
     facts: Mapping[str, Any],
 ) -> tuple[TrainState, int]:
-    """The state of the checkpoint `start`, or of the one before it where its files are what was
-    written and still cannot be read."""
+    """The state of the checkpoint `start`, or of one before it where its files are what was written
+    and still cannot be read; `state`, the one before the first iteration, is given up for it."""
+    clock = time.monotonic()
+    abstract = abstract_like(state)
+    for leaf in jax.tree.leaves(state):  # the devices may not have room for two
+        leaf.delete()
+    unread: dict[int, str] = {}
     while True:
-        clock, why = time.monotonic(), ""
+        why = ""
         try:
-            state = jax.block_until_ready(restore(folder.checkpoints, start, abstract_like(state)))
+            state = jax.block_until_ready(restore(folder.checkpoints, start, abstract))
         except Unreadable as error:
             why = str(error)
         read = exchange("restored", why)
-        if read[0]:
-            before = on_first(
-                "start", functools.partial(_before, folder, start, read[0], facts, args)
-            )
-            if before is None:
-                raise Unreadable(read[0])
-            start = before
-            continue
-        if any(read):  # the checkpoint is sound, a file system or a network is not
+        if not any(read):
+            break
+        if not read[0]:  # the checkpoint is sound, a file system or a network is not
             other = next(process for process, text in enumerate(read) if text)
             raise Unreadable(f"process {other}: {read[other]}; process 0 has read its part")
-        console.say(
-            f"{folder.root}: resumed at iteration {start} (files checked in {checking:.1f} s, "
-            f"restored in {time.monotonic() - clock:.1f} s)"
-        )
-        return state, start
+        unread[start] = read[0]
+        before = on_first("start", functools.partial(_before, folder, start, facts, args))
+        if before is None:  # nothing is moved: it may be the machine that is at fault
+            raise Unreadable("; ".join(unread.values()))
+        start = before
+    on_first("aside", lambda: _put_aside(folder, unread, start))
+    console.say(
+        f"{folder.root}: resumed at iteration {start} (files checked in {checking:.1f} s, "
+        f"restored in {time.monotonic() - clock:.1f} s)"
+    )
+    return state, start
 
 
-def _before(
-    folder: RunFolder, step: int, why: str, facts: Mapping[str, Any], args: TrainArgs
-) -> int | None:
-    """Put a step aside; the step to go on from instead. None: there is none, or may be none."""
+def _before(folder: RunFolder, step: int, facts: Mapping[str, Any], args: TrainArgs) -> int | None:
+    """The step before one that cannot be read; None: there is none, or may be none."""
     if args.strict_resume:
         return None
-    aside = checkpoint.put_aside(folder.checkpoints, step)
-    console.warn(f"{why}; put aside as {aside.name}")
-    return find_start(folder.checkpoints, facts, args, console.warn)
+    return find_start(folder.checkpoints, facts, args, console.warn, before=step)
+
+
+def _put_aside(folder: RunFolder, unread: Mapping[int, str], start: int) -> None:
+    for step, why in unread.items():
+        aside = checkpoint.put_aside(folder.checkpoints, step)
+        console.warn(f"{why}; put aside as {aside.name}, going on from step {start}")
 
 
 def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:

@@ -85,8 +85,15 @@ def _too_large(asked: dict[str, int], device_count: int) -> tuple[str, int, int]
 
 
 def shared_model(config: Config, model: ModelConfig, device_count: int) -> Mistakes:
-    """What of a model `tensor` cannot share."""
-    tensor = config.parallel.sizes(device_count)[2]
+    """What of a model `fsdp` and `tensor` cannot share."""
+    _, fsdp, tensor = config.parallel.sizes(device_count)
+    if model.embed_dim % fsdp:  # every weight's axis that is cut
+        yield (
+            "parallel.fsdp",
+            f"{fsdp} devices cannot share the model's width of {model.embed_dim}; nearest valid: "
+            f"{max(n for n in _divisors(fsdp) if model.embed_dim % n == 0)} (parallel.data takes "
+            "the rest)",
+        )
     counts = {
         "key-value heads": model.num_kv_heads,
         "heads": model.num_heads,

@@ -13,6 +13,7 @@ from ppo_jax import clusters, processes
 from ppo_jax.arguments import ProcessArgs, take_values
 from ppo_jax.errors import ConfigError
 from ppo_jax.main import main
+from process_runs import free_port
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -151,6 +152,15 @@ def test_a_wrong_variable_ends_with_code_2(monkeypatch, capsys, changes, said):
     assert main(["train", "tiny", "--join_seconds", "1"]) == 2
     err = capsys.readouterr().err
     assert re.search(said, err) and len(err.splitlines()) == 1, err
+
+
+def test_processes_of_a_cluster_that_do_not_come_may_come_later(monkeypatch, capsys):
+    """Another start cures that: it is no mistake in the command, which would be code 2."""
+    set_variables(monkeypatch, SLURM | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"})
+    assert main(["train", "tiny", "--join_seconds", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "Slurm: the processes of this run did not find each other" in err
+    assert len(err.splitlines()) == 1, err
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,15 @@ def test_shorter_responses_are_less_work_and_the_same_memory():
     assert all(short.phases[p].work.flops < long.phases[p].work.flops for p in long.phases)
 
 
+@pytest.mark.parametrize(
+    "data, says", [(3, "parallel.data=3: must divide the 8"), (4, "has 4 devices.* is for 8")]
+)
+def test_a_mesh_that_is_not_all_of_the_devices(data, says):
+    config = replace(TINY.base, **{"parallel.data": data})
+    with pytest.raises(ConfigError, match=says):
+        plan(TINY, config, PlanArgs(device="v6e", devices=8))
+
+
 def test_devices_share_the_work():
     one, four = (plan(TINY, TINY.base, PlanArgs(device="v6e", devices=n)) for n in (1, 4))
     for phase in one.phases:

@@ -1,6 +1,7 @@
 """What a run is put together from: rewards that do not fit, a critic with a checkpoint."""
 
 import errno
+import functools
 import threading
 import time
 from types import SimpleNamespace
@@ -11,14 +12,14 @@ import pytest
 
 from ppo_jax import book, checkpoint, manifest
 from ppo_jax.config import replace
-from ppo_jax.errors import ConfigError, Preempted, RewardError, StorageError
+from ppo_jax.errors import CheckpointError, ConfigError, Preempted, RewardError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import open_source
 from ppo_jax.metrics import read_metrics
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import open_critic
-from ppo_jax.restore import restore_params
-from ppo_jax.run_folder import run_folder
+from ppo_jax.restore import Unreadable, restore, restore_params
+from ppo_jax.run_folder import read_status, run_folder
 from ppo_jax.train import train
 from tiny_runs import CONFIG, ascii_share, write_prompts
 
@@ -112,6 +113,76 @@ def test_old_checkpoints_that_stay_do_not_make_a_saved_step_an_error(tmp_path, m
     assert "older checkpoints cannot be removed" in capsys.readouterr().err.splitlines()[-1]
     steps = manifest.steps(run_folder(tmp_path / "case" / "base" / "seed0").checkpoints)
     assert steps == [1, 2, 3]
+    run = launch(tmp_path, asks, **changes | {"run.iterations": 4})  # nor a run that is complete
+    assert manifest.steps(run.checkpoints) == [1, 2, 3, 4] and read_status(run) == "done"
+
+
+@pytest.fixture(name="saved")
+def _saved(tmp_path):
+    """A run of two checkpoints that is to go on."""
+    changes = {"run.checkpoint_every": 1, "reward.workers": 0}
+    run = launch(tmp_path, ascii_share, **changes)
+    assert manifest.steps(run.checkpoints) == [1, 2]
+    again = functools.partial(launch, tmp_path, ascii_share, **changes | {"run.iterations": 3})
+    return run, again
+
+
+def test_what_no_checkpoint_can_be_restored_for_moves_none(saved, monkeypatch):
+    """It may be the machine: a device whose memory another program holds."""
+    run, again = saved
+
+    def fails(path, step, abstract):
+        raise Unreadable(f"step {step} cannot be restored (RESOURCE_EXHAUSTED)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ppo_jax.train.restore", fails)
+        with pytest.raises(CheckpointError, match="step 2 cannot.*; step 1 cannot"):
+            again()
+    assert manifest.steps(run.checkpoints) == [1, 2] and not list(run.checkpoints.glob("*.corr*"))
+    again()
+    assert [row["step"] for row in read_metrics(run.metrics)] == [0, 1, 2]
+
+
+def test_one_that_cannot_be_read_is_put_aside_for_the_one_before_it(saved, monkeypatch, capsys):
+    run, again = saved
+
+    def fails(path, step, abstract):
+        if step == 2:
+            raise Unreadable("step 2 cannot be restored")
+        return restore(path, step, abstract)
+
+    monkeypatch.setattr("ppo_jax.train.restore", fails)
+    again()
+    assert "put aside as 2.corrupt, going on from step 1" in capsys.readouterr().err
+    assert [row["step"] for row in read_metrics(run.metrics)] == [0, 1, 2]
+
+
+def test_there_is_one_state_on_the_devices_while_another_is_restored(saved, monkeypatch):
+    _, again = saved
+    moments = []
+
+    def counts(path, step, abstract):
+        shapes = [x.shape for x in jax.tree.leaves(abstract.opt_state) if x.ndim > 1]
+        held = [x.shape for x in jax.live_arrays()]
+        moments.append(sum(held.count(shape) for shape in set(shapes)) / len(shapes))
+        return restore(path, step, abstract)
+
+    monkeypatch.setattr("ppo_jax.train.restore", counts)
+    again()
+    assert moments and moments[0] <= 0.5 + 1e-9  # the frozen reference alone: one of two moments
+
+
+def test_the_status_names_a_save_once_it_is_there(saved, monkeypatch):
+    _, again = saved
+    said = []
+    monkeypatch.setattr(
+        "ppo_jax.book.write_status",
+        lambda folder, status, step, saved: said.append(
+            (saved, manifest.latest_step(folder.checkpoints))
+        ),
+    )
+    again(**{"run.iterations": 6})
+    assert said and all(saved == newest for saved, newest in said)
 
 
 def _book(finishing):

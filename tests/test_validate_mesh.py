@@ -90,6 +90,18 @@ def test_heads_and_columns_must_be_shared_evenly(shape, tensor, near):
     check_shared(config_of(-1, tensor, 1), model, 8)
 
 
+@pytest.mark.parametrize("width, fsdp, near", [(896, 256, 128), (576, 128, 64), (64, 3, 1)])
+def test_the_width_must_be_shared_evenly(width, fsdp, near):
+    """Else every weight would be whole on every device."""
+    model = ModelConfig(embed_dim=width)
+    says = f"parallel.fsdp={fsdp}: .* {width}; nearest valid: {near} "
+    with pytest.raises(ConfigError, match=says):
+        check_shared(config_of(1, fsdp, 1), model, fsdp)
+    with pytest.raises(ConfigError, match=f"parallel.fsdp=-1: {fsdp} devices cannot share"):
+        check_shared(config_of(1, -1, 1), model, fsdp)
+    check_shared(config_of(-1, near, 1), model, fsdp)
+
+
 def test_one_matrix_for_q_k_and_v_is_not_cut():
     model = ModelConfig(family="gpt2", num_kv_heads=4, fused_qkv=True)
     with pytest.raises(ConfigError, match="family gpt2.*nearest valid: 1"):
