@@ -66,9 +66,14 @@ def write_record(folder: Path, step: int, facts: Mapping[str, Any]) -> None:
         "facts": dict(facts),
         "files": files,
     }
-    whole = {**content, "sha256": _digest(content)}
-    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(sealed(content), indent=1, allow_nan=False) + "\n"
     storage.write_atomic(record_path(folder, step), text)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the sha256 that belongs to its content."""
+    content = {name: value for name, value in record.items() if name != "sha256"}
+    return {**content, "sha256": _digest(content)}
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any]:
@@ -85,10 +90,13 @@ def read_record(folder: Path, step: int) -> dict[str, Any]:
         raise
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint's record ({_why(error)})") from None
+    altered = f"{path}: its content is not what was written"
+    if said != digest:  # first, and alike in every format: a flipped digit makes no other format
+        raise CheckpointError(altered)
     if version != FORMAT:
         raise OtherFormat(f"{path}: format {version!r}; this version reads {FORMAT}")
-    if said != digest or content.get("step") != step:
-        raise CheckpointError(f"{path}: its content is not what was written")
+    if content.get("step") != step:
+        raise CheckpointError(altered)
     return content
 
 

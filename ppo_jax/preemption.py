@@ -15,12 +15,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from ppo_jax.errors import Preempted
+from ppo_jax.text import one_line, visible
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 25.0  # seconds, until the configuration has been read
 TOGETHER = 1.0  # seconds within which several signals are one: make hands on what it got itself
+# What is done before the end may fail, or last: a disk that is gone, a pipe that nobody reads.
+KNOWN_SECONDS = 3.0  # for what is saved to be looked up, perhaps over a network
+SAID_SECONDS = 1.0  # for a line to be written
+TOLD_SECONDS = 6.0  # for other processes to be told, and to end
+
+Result = TypeVar("Result")
 
 
 class Preemption:
@@ -30,7 +38,8 @@ class Preemption:
         self.grace = GRACE  # seconds from the signal to the end
         self.asked = threading.Event()
         self._asked_at = math.inf
-        self.durable: Callable[[], int | None] = lambda: None  # the newest step on the disk
+        # The newest step on the disk; None: the run folder has not been looked at.
+        self.durable: Callable[[], int | None] | None = None
         self.settle: Callable[[float], None] = lambda seconds: None  # waits for a save under way
         self.tell: Callable[[int, str], None] = lambda code, line: None  # other processes
         self._lock = threading.Lock()
@@ -54,13 +63,17 @@ class Preemption:
             return
         self._asked_at = time.monotonic()
         self.asked.set()
+        why = f"{name} during {phase}"
         if left > self.grace:
-            threading.Thread(target=self._settle_and_end, args=(f"{name} during {phase}",)).start()
-            return
-        late = (f"{name}: {phase} took longer than run.grace={self.grace:g} s",)
-        self._last_resort = threading.Timer(self.grace, self._end, late)
-        self._last_resort.daemon = True
-        self._last_resort.start()
+            ending = threading.Thread(target=self._settle_and_end, args=(why,))
+        else:
+            late = (f"{name}: {phase} took longer than run.grace={self.grace:g} s",)
+            ending = self._last_resort = threading.Timer(self.grace, self._end, late)
+            ending.daemon = True
+        try:
+            ending.start()
+        except Exception:  # no thread is to be had
+            self._end(why)
 
     def cancel(self) -> None:
         """Nothing is left to be ended."""
@@ -69,22 +82,61 @@ class Preemption:
 
     def saved(self, step: int) -> Preempted:
         """The error that ends the run with its code, after the save that was asked for."""
-        return Preempted(f"preempted at iteration {step}, saved step {self.durable()}")
+        newest = self.durable() if self.durable else None
+        return Preempted(f"preempted at iteration {step}, saved step {newest}")
+
+    def have(self) -> str:
+        """What is saved, in words, within KNOWN_SECONDS; nothing is raised."""
+        slow = f"what is saved cannot be read (no answer in {KNOWN_SECONDS:g} s)"
+        return within(KNOWN_SECONDS, self._have) or slow
+
+    def _have(self) -> str:
+        if self.durable is None:
+            return "what was saved before stays"
+        try:
+            step = self.durable()
+        except Exception as error:
+            return f"what is saved cannot be read ({one_line(error)})"
+        return "nothing was saved yet" if step is None else f"step {step} is saved"
 
     def _settle_and_end(self, why: str) -> None:
-        self.settle(self.grace)
+        within(self.grace, lambda: self.settle(self.grace))
         self._end(why)
 
     def _end(self, why: str) -> None:
-        step = self.durable()
-        have = "nothing was saved yet" if step is None else f"step {step} is saved"
-        self.tell(Preempted.exit_code, f"preempted: {why}")
-        line = f"ppo-jax: preempted ({why}); {have}; the same command goes on from there"
+        """The process ends here, whatever comes."""
+        try:
+            write_line(f"preempted ({why}); {self.have()}; the same command goes on from there")
+            within(TOLD_SECONDS, lambda: self.tell(Preempted.exit_code, f"preempted: {why}"))
+        finally:
+            os._exit(Preempted.exit_code)
+
+
+def within(seconds: float, act: Callable[[], Result]) -> Result | None:
+    """What `act` returns, in a thread beside this one; None where it raises, or takes longer."""
+    results: list[Result] = []
+
+    def keep() -> None:
+        with contextlib.suppress(Exception):
+            results.append(act())
+
+    thread = threading.Thread(target=keep, daemon=True)
+    with contextlib.suppress(Exception):  # no thread is to be had
+        thread.start()
+        thread.join(seconds)
+    return results[0] if results else None
+
+
+def write_line(line: str) -> None:
+    """The last that a process says, on stderr, if that takes it within SAID_SECONDS."""
+
+    def write() -> None:
         # Not through Python's buffers: a thread that was interrupted may hold their lock.
         stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
         cursor = "\x1b[?25h" if os.isatty(stderr) else ""  # that a bar has hidden
-        os.write(stderr, f"{cursor}{line}\n".encode())
-        os._exit(Preempted.exit_code)
+        os.write(stderr, f"{cursor}ppo-jax: {visible(line)}\n".encode())
+
+    within(SAID_SECONDS, write)
 
 
 def _lets_hang_up(number: int) -> bool:

@@ -17,8 +17,8 @@ from ppo_jax import clusters, joining, relay
 from ppo_jax.arguments import ProcessArgs
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.links import Ending, Links
-from ppo_jax.preemption import Preemption
-from ppo_jax.text import one_line, visible
+from ppo_jax.preemption import Preemption, within, write_line
+from ppo_jax.text import one_line
 
 SEEN_SECONDS = 1.0  # for the end of another process to be known, which may be why this one fails
 OWN_SECONDS = 5.0  # for a process to end by itself, having seen what another one ends with
@@ -41,9 +41,7 @@ class Group:
         if self.leaving.wait(0 if ending.at_once else OWN_SECONDS):
             time.sleep(LAST_SECONDS)
         # A disk that is gone as well keeps nobody.
-        saying = threading.Thread(target=self._say, args=(ending,), daemon=True)
-        saying.start()
-        saying.join(LAST_SECONDS)
+        within(LAST_SECONDS, lambda: self._say(ending))
         os._exit(Preempted.exit_code if ending.code is None else ending.code)
 
     def _say(self, ending: Ending) -> None:
@@ -51,21 +49,15 @@ class Group:
         who = f"process {ending.process} on {ending.host}"
         if ending.code in (None, Preempted.exit_code):
             how = f" ({ending.line})" if ending.line else " without a word"
-            line = f"{who} ended{how}; {self._have()}; the same command goes on from there"
-            _write_line(line)
+            have = self.preemption.have()
+            line = f"{who} ended{how}; {have}; the same command goes on from there"
+            write_line(line)
         else:
             line = f"{who}: {ending.line}"
-            _write_line(f"error: {line}")
+            write_line(f"error: {line}")
         kind = Preempted if ending.code == Preempted.exit_code else PPOJaxError
         with contextlib.suppress(Exception):
             self.on_lost(kind(line))
-
-    def _have(self) -> str:
-        try:
-            step = self.preemption.durable()
-        except Exception as error:
-            return f"what is saved cannot be read ({one_line(error)})"
-        return "nothing was saved yet" if step is None else f"step {step} is saved"
 
     def tell(self, code: int, line: str) -> None:
         """Before this process ends at once: the others do as well."""
@@ -265,10 +257,3 @@ def _initialize(group: Group) -> None:
         )
     except Exception as error:  # of a socket, of gRPC, of JAX, which has been used already
         raise ConfigError(f"jax.distributed: {one_line(error)}") from None
-
-
-def _write_line(line: str) -> None:
-    # Not through Python's buffers: a thread that was interrupted may hold their lock.
-    stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
-    with contextlib.suppress(OSError):
-        os.write(stderr, f"ppo-jax: {visible(line)}\n".encode())

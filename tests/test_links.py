@@ -234,8 +234,8 @@ def ended(monkeypatch):
 @pytest.mark.parametrize(
     "code, line, kind, said",
     [
-        (None, "", errors.PPOJaxError, "ended without a word; nothing was saved yet; the same"),
-        (75, "preempted: x", errors.Preempted, "ended (preempted: x); nothing was saved yet; the"),
+        (None, "", errors.PPOJaxError, "ended without a word; what was saved before stays; "),
+        (75, "preempted: x", errors.Preempted, "ended (preempted: x); what was saved before"),
         (7, "reward x", errors.PPOJaxError, "process 1 on h: reward x"),
     ],
 )

@@ -60,13 +60,20 @@ def flip_a_bit(path):
     return flip(path, 6)
 
 
+def flip_the_format(path):
+    text = record(path).read_text()
+    assert '"format": 1,' in text
+    record(path).write_text(text.replace('"format": 1,', '"format": 3,'))
+    return record(path)
+
+
 def add_a_file(path):
     (path / "6" / "notes.txt").touch()
     return path / "6" / "notes.txt"
 
 
 DAMAGES = [cut_record, lose_record, lose_folder, empty_folder, lose_a_file, halve_a_file]
-DAMAGES += [flip_a_bit, add_a_file]
+DAMAGES += [flip_a_bit, flip_the_format, add_a_file]
 EACH = pytest.mark.parametrize("damage", DAMAGES)
 
 
@@ -116,7 +123,7 @@ def test_the_only_one_bad(path, damage):
 
 def other_format(path):
     content = {**json.loads(record(path).read_text()), "format": 2}
-    record(path).write_text(json.dumps(content))
+    record(path).write_text(json.dumps(manifest.sealed(content)))
     return record(path)
 
 
