@@ -10,8 +10,17 @@ from gcs_server import BUCKET, needs_server
 from ppo_jax import manifest
 from ppo_jax.run_folder import run_folder
 from ppo_jax.storage import as_path
+from process_runs import launch_all
 
 pytestmark = needs_server
+FAILS = """
+import os
+def fails(prompts, responses, **columns):
+    if "BAD" in os.environ:
+        raise ValueError("no idea")
+    return [0.0] * len(responses)
+REWARD = fails
+"""
 TALKS = """
 def talks(prompts, responses, **columns):
     print("scored", len(responses), flush=True)
@@ -102,3 +111,12 @@ def test_a_missing_bucket_is_one_line(gcs, path):
     ended = launch(path, path.parent / "log", "--run.dir", "gs://nothing-of-that-name")
     assert ended.code == 6 and len(ended.err.strip().splitlines()) == 1, ended.err
     assert "gs://nothing-of-that-name/case" in ended.err and "no such bucket" in ended.err
+
+
+def test_what_a_reward_of_another_machine_said_is_there(gcs, tmp_path):
+    path = experiment(tmp_path, reward=FAILS)
+    env = {k: {"PPO_JAX_CACHE": str(tmp_path / f"machine-{k}")} for k in range(2)}
+    env[1]["BAD"] = "1"
+    for ended in launch_all(path, tmp_path, "--run.dir", gcs, env=env):
+        assert ended.code == 7 and "reward-1.log" in ended.err, ended.err
+    assert "ValueError: no idea" in (folder_of(path, gcs).root / "reward-1.log").read_text()

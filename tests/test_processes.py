@@ -91,24 +91,36 @@ def test_folders_that_are_not_one_end_all(path, tmp_path):
     assert not list(tmp_path.glob("runs-0/**/.*"))
 
 
-def test_a_signal_to_one_saves_the_same_step_of_all_and_any_number_goes_on(tmp_path):
+def test_one_of_four_that_is_killed_ends_all_and_they_go_on_bit_for_bit(tmp_path):
+    path = experiment(tmp_path, run__iterations=5, run__checkpoint_every=2)
+    four = launch_all(path, tmp_path / "killed", count=4, env={2: {"PPO_JAX_FAULT": "kill@step:5"}})
+    assert [ended.code for ended in four] == [75, 75, -9, 75]
+    for ended in four[:2] + four[3:]:
+        assert re.fullmatch(ENDED.format(2, "[24]") + r"from there\n", ended.err), ended.err
+    gone_on = finish_all(path, tmp_path / "killed", count=4)
+    assert_same(gone_on, finish_all(path, tmp_path / "whole", count=4))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_signal_to_one_saves_the_same_step_of_all_and_any_number_goes_on(tmp_path, count):
     changes = {"parallel__data": 1, "parallel__fsdp": -1, "run__checkpoint_minutes": 1e-6}
     path = experiment(tmp_path, run__iterations=30, run__checkpoint_every=100, **changes)
     runs = tmp_path / "runs"
-    both = launch_all(path, runs, env={1: {"PPO_JAX_FAULT": "term@step:6"}})
+    told = launch_all(path, runs, count=count, env={1: {"PPO_JAX_FAULT": "term@step:6"}})
     run = of(path, runs)
     step = manifest.latest_step(run.checkpoints)
     assert step is not None and 6 <= step <= 9
-    for ended in both:
+    for ended in told:
         assert ended.code == 75
         assert ended.err == f"ppo-jax: preempted at iteration {step}, saved step {step}\n"
     assert json.loads(run.status.read_text())["status"] == "preempted"
     # Saves by the clock are agreed on like signals.
     assert len(manifest.steps(run.checkpoints)) == 2 and len(exact(run)) == step
-    # Each process had written half of the weights.
-    assert restored_by_all(run, step, tmp_path / "four", count=4) == digest(run, step)
+    # Each process had written its share of the weights.
+    other = {2: 4, 4: 2}[count]
+    assert restored_by_all(run, step, tmp_path / "other", count=other) == digest(run, step)
     went_on = start_fast(path, runs, "--run.iterations", str(step + 2)).wait()
-    assert went_on.code == 0 and "processes 2 -> 1" in went_on.err, went_on.err
+    assert went_on.code == 0 and f"processes {count} -> 1" in went_on.err, went_on.err
     assert len(exact(run)) == step + 2
 
 
