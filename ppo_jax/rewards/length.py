@@ -1,0 +1,86 @@
+"""Length rewards on the device: how near a response comes to the number of tokens asked for."""
+
+import math
+import numbers
+
+import jax.numpy as jnp
+
+from ppo_jax.errors import ConfigError
+from ppo_jax.rewards.base import DeviceReward
+from ppo_jax.types import Array, PyTree, Rollout
+
+
+def target_length(
+    tokens: float | str,
+    *,
+    width: float | None = None,
+    floor: float | None = 0.0,
+    name: str = "target_length",
+) -> DeviceReward:
+    """The reward max(floor, 1 - |n - target| / width) of a response of n tokens; float32 [B].
+
+    The linear penalty of L1's LCPO-Exact (Aggarwal and Welleck 2025, arXiv 2503.04697; there
+    -alpha |n - target| with alpha = 0.0003: `width=1/0.0003, floor=None`, but for the constant 1).
+    `tokens` is the target, or the numeric column of the data that holds each prompt's. `width`, in
+    tokens, is how far from the target the score is 0; None: as far as the target itself, at least
+    one token, so that the score judges the relative distance. `floor` bounds the score from below;
+    None: nothing does. The stop token does not count, and neither does anything that is masked: an
+    empty response has n = 0. A response that is cut off at the length limit is not told from one
+    that ends there.
+
+    Raises `ConfigError` for a target or a width that is not above 0, for a floor that is not below
+    1, and, when the step is traced, for a column that the data does not have.
+    """
+    if isinstance(tokens, str):
+        if not tokens:
+            raise ConfigError(f"reward {name}: tokens names no column: the name is empty")
+    else:
+        _check_positive("tokens", tokens, name, "or the name of a column")
+    if width is not None:
+        _check_positive("width", width, name, "or None")
+    if floor is not None and not (_is_finite(floor) and floor < 1):
+        raise ConfigError(
+            f"reward {name}: floor must be a finite number below 1 or None, got {floor!r}"
+        )
+
+    def score(rollout: Rollout, columns: dict[str, Array], tables: PyTree) -> Array:
+        count_B = without_stop(rollout).sum(axis=1)
+        target_B = jnp.broadcast_to(_target(tokens, columns, name), count_B.shape)
+        width_B = jnp.maximum(target_B, 1.0) if width is None else jnp.float32(width)
+        score_B = 1.0 - jnp.abs(count_B - target_B) / width_B
+        return score_B if floor is None else jnp.maximum(score_B, floor)
+
+    return DeviceReward(name, score, no_tables)
+
+
+def without_stop(rollout: Rollout) -> Array:
+    """The mask of a rollout, float32 [B, T], less the stop token of the rows that have one."""
+    T = rollout.mask_BT.shape[1]
+    last_BT = jnp.arange(T)[None] == rollout.lengths_B[:, None] - 1
+    stop_BT = last_BT & rollout.ended_B[:, None]
+    return jnp.where(stop_BT, 0.0, rollout.mask_BT)
+
+
+def no_tables(tokenizer, vocab_size: int) -> PyTree:
+    """`make_tables` of a reward that needs none."""
+    return ()
+
+
+def _target(tokens: float | str, columns: dict[str, Array], name: str) -> Array:
+    if not isinstance(tokens, str):
+        return jnp.float32(tokens)
+    if tokens not in columns:
+        raise ConfigError(f"reward {name}: `{tokens}` is not a numeric column of the data")
+    return columns[tokens].astype(jnp.float32)
+
+
+def _check_positive(what: str, value, name: str, other: str) -> None:
+    if not (_is_finite(value) and value > 0):
+        raise ConfigError(
+            f"reward {name}: {what} must be a finite number above 0 {other}, got {value!r}"
+        )
+
+
+def _is_finite(value) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
