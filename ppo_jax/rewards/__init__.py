@@ -8,6 +8,10 @@ On the host, plain Python, strings in (the compiled step is cut around it):
 
     fn(prompts, responses, **columns) -> list[float] or dict[str, list[float]]
 
-`base` sorts out which one was given and checks what host functions return; `lexicon` is the
-word-list reward, sentiment among them.
+`base` sorts out which one was given, `host` calls those on the host, in the processes of `pool`.
+
+On the device: `lexicon` (word lists, sentiment), `length`, `format` (regular expressions),
+`diversity` (distinct and repeated n-grams). On the host: `answers` (numbers, boxed, Countdown),
+`math_answers`, `overlap` (ROUGE-L, BLEU, chrF), `language`, `compound` (VADER), `endpoint` (HTTP);
+`arithmetic` calculates with what models write.
 """
