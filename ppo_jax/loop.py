@@ -4,7 +4,7 @@ import functools
 
 from ppo_jax import book as books
 from ppo_jax import console, data, faults
-from ppo_jax.agreement import meet
+from ppo_jax.agreement import meet, on_first
 from ppo_jax.book import Book
 from ppo_jax.errors import RewardError
 from ppo_jax.evaluate import make_evaluation
@@ -12,7 +12,14 @@ from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import Run
 from ppo_jax.processes import is_writer
 from ppo_jax.profile import profiled
-from ppo_jax.programs import Stepper, compile_facts, make_stepper, memory_bytes
+from ppo_jax.programs import (
+    Past,
+    Stepper,
+    compile_facts,
+    make_stepper,
+    memory_bytes,
+    past_scores,
+)
 from ppo_jax.run_folder import RunFolder
 from ppo_jax.samples import shown
 from ppo_jax.types import PyTree, TrainState
@@ -28,13 +35,14 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
     before = shown(run, evaluate, state, frozen)
     if before:
         console.show_samples("Before training" if start == 0 else "At the start", before)
-    stepper = make_stepper(run)
+    rows = read_metrics(folder.metrics) if is_writer() else []  # of a resumed run
+    past = Past(*on_first("past scores", lambda: past_scores(run, rows)))
+    stepper = make_stepper(run, past)
     with console.show_progress(config.iterations, start=start, bar=config.progress) as progress:
         book = books.open_book(run, folder, log, saver, preemption)
         book.progress = progress
-        if is_writer():
-            for row in read_metrics(folder.metrics):  # of a resumed run, whose start still counts
-                book.alarms.look(row["step"], row)
+        for row in rows:  # whose start still counts
+            book.alarms.look(row["step"], row)
         preemption.begin("compilation and the first iteration")
         faults.point("compile")
         meet("loaded")

@@ -6,8 +6,8 @@ several processes each of them calls the rewards for the rows that lie on its ow
 
 import math
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,8 @@ from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, tr
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
 
 KEEP = object()  # of a result: laid out as the program's first argument, the state, is
+REWARD = "reward/"  # before the name of a score, in the log
+FAILED = "reward/failed"  # rows that a host reward gave no score; reward/masked: any reward
 MAX_EMPTY = 3  # batches in a row without any score, after which the reward is taken for broken
 
 Scores = dict[str, np.ndarray]  # by name, float32, of the rows of this process
@@ -58,14 +60,39 @@ class Stepper(NamedTuple):
     compile_seconds: dict[str, float]  # by program name: tracing, lowering and compilation
 
 
+class Past(NamedTuple):
+    """What a resumed run has to know of its host scores before."""
+
+    names: list[str] = []
+    empty: int = 0  # batches in a row without any score, up to the start
+
+
+FRESH = Past()
+
+
 class _Built(NamedTuple):
     compiled: dict[str, jax.stages.Compiled]
     compile_seconds: dict[str, float]
 
 
-def make_stepper(run: Run) -> Stepper:
+def make_stepper(run: Run, past: Past = FRESH) -> Stepper:
     built = _Built({}, {})
-    return Stepper(_cut(run, built) if run.has_host_reward else _fused(run, built), *built)
+    return Stepper(_cut(run, built, past) if run.has_host_reward else _fused(run, built), *built)
+
+
+def past_scores(run: Run, rows: Sequence[Mapping[str, Any]]) -> Past:
+    """Of the logged iterations of a run."""
+    if not rows:
+        return FRESH
+    names, empty = [], 0
+    for part in run.parts:
+        if part.host is not None:
+            start = f"{REWARD}{part.name}/"
+            keys = [name.removeprefix(REWARD) for name in rows[-1] if name.startswith(start)]
+            names += keys or [part.name]
+    for row in rows:
+        empty = empty + 1 if row.get(FAILED) == run.config.rollout.batch_size else 0
+    return Past(names, empty)
 
 
 def _fused(run: Run, built: _Built):
@@ -83,14 +110,14 @@ def _fused(run: Run, built: _Built):
     return dispatch
 
 
-def _cut(run: Run, built: _Built):
+def _cut(run: Run, built: _Built, past: Past):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
     sample = _program(built, "sample", run, sample_rollout, rows)
     score = _program(built, "score", run, _score, rows)
     update = _program(built, "update", run, learn, (KEEP, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
-    empty = 0  # batches in a row without any score
+    empty = past.empty
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
         nonlocal empty
@@ -102,6 +129,8 @@ def _cut(run: Run, built: _Built):
         clock = time.monotonic()
         scores, failed = host_scores(run, prompts, rollout, step)
         size = len(prompts.prompt_index_B)
+        if not names and len(failed) == size:
+            names.extend(past.names)
         scores = _under_known_names(names, scores, failed, size)
         empty = empty + 1 if len(failed) == size else 0
         if empty >= MAX_EMPTY:
@@ -110,6 +139,8 @@ def _cut(run: Run, built: _Built):
         raw = raw | put_own_rows(mesh, size, scores)
         times = {"time/reward": time.monotonic() - clock}
         state, metrics, rollout, scores_B = update(state, frozen, run.hparams, rollout, scored, raw)
+        if run.config.reward.on_error == "mask":
+            metrics[FAILED] = np.float32(len(failed))
         return state, Finished(step, prompts, metrics, rollout, scores_B, times, failed)
 
     return dispatch

@@ -105,6 +105,7 @@ RETURNS = {
     "long": lambda size: [1.0] * (size + 1),
     "nan": lambda size: [1.0] * (size - 1) + [float("nan")],
     "nothing": lambda size: [1.0] * (size - 1) + [None],
+    "huge": lambda size: [1.0] * (size - 1) + [10**5000],  # more digits than Python writes
     "column": lambda size: np.ones((size, 1)),
     "keys": lambda size: {"a": [1.0] * size, "b": [float("inf")] * size},
 }

@@ -2,6 +2,8 @@
 
 import functools
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +14,11 @@ from ppo_jax.config import replace
 from ppo_jax.errors import RewardError
 from ppo_jax.loading import open_source, resolve_options
 from ppo_jax.prepare import prepare
-from ppo_jax.programs import MAX_EMPTY, make_stepper
+from ppo_jax.programs import FRESH, MAX_EMPTY, make_stepper, past_scores
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.samples import sample_rows
 from step_builders import assert_close, leaves, same
-from tiny_runs import CONFIG
+from tiny_runs import CONFIG, ascii_share
 
 
 def gift(rollout, columns):
@@ -61,7 +63,8 @@ def test_fused_and_cut_agree(config):
             done.append((one, sample_rows(run, one)))
         finished.append(done)
         states.append(state)
-    plain = lambda metrics: {k: v for k, v in metrics.items() if not k.startswith("reward/gift")}
+    own = ("reward/gift", "reward/failed")
+    plain = lambda metrics: {k: v for k, v in metrics.items() if not k.startswith(own)}
     for (one, samples), (other, same_samples) in zip(*finished, strict=True):
         assert_close(plain(one.metrics), plain(other.metrics), rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(one.scores_B, other.scores_B)
@@ -69,6 +72,7 @@ def test_fused_and_cut_agree(config):
         np.testing.assert_array_equal(one.scores_B, np.where(gifts < 0, np.nan, gifts))
         assert one.failed == {} and sorted(other.failed) == np.flatnonzero(gifts < 0).tolist()
         assert 0 < one.metrics["reward/masked"] == len(other.failed) < 8
+        assert other.metrics["reward/failed"] == len(other.failed)
         assert all("gift_in_python" in why or "finite" in why for why in other.failed.values())
         assert samples == same_samples and "nan" in {row["score"] for row in samples}
     assert_close(states[0].params, states[1].params, rtol=1e-6, atol=1e-6)
@@ -113,3 +117,24 @@ def test_a_first_batch_without_any_score_ends_the_run(config):
     _, stepper, state, frozen, batch = prepared(config, reward)
     with pytest.raises(RewardError, match="no row of the first batch has a score.*out of order"):
         stepper.dispatch(state, frozen, 0, batch(0))
+
+
+def test_the_names_of_scores_are_known_from_the_log():
+    """Whatever else a column is called."""
+
+    def named(name):
+        def reward(prompts, responses):
+            return []
+
+        reward.__name__ = name
+        return reward
+
+    parts = parse_rewards([*map(named, ["loss", "masked", "texts", "text"]), ascii_share])
+    run: Any = SimpleNamespace(parts=parts, config=CONFIG)
+    logged = ["reward/loss", "reward/masked", "reward/texts/b", "reward/texts/a c", "reward/text"]
+    row = dict.fromkeys(["loss/policy_avg", *logged, "reward/ascii_share", "texts/time"], 0.5)
+    names = ["loss", "masked", "texts/b", "texts/a c", "text"]
+    for failed, empty in [([0, 8], 1), ([8, 8], 2), ([8, 7], 0), ([8, None], 0), ([8, 0, 8, 8], 2)]:
+        rows = [row | ({} if count is None else {"reward/failed": count}) for count in failed]
+        assert past_scores(run, rows) == (names, empty)
+    assert past_scores(run, []) == FRESH == ([], 0)

@@ -120,18 +120,10 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
     try:
         result = part.host(prompts, responses, **columns)
     except (Exception, SystemExit) as error:
-        what, where = f"{type(error).__name__}: {one_line(error)}", stood_at(rows, at[0])
-        raise RewardError(f"reward {part.name} raised on {where}: {what}") from error
-    if isinstance(result, dict) and not result:
-        where = stood_at(rows, -1)
-        raise RewardError(
-            f"reward {part.name} returned an empty dict for {where}; expected a list a key"
-        )
-    named = {part.name: result}
-    if isinstance(result, dict):
-        named = {f"{part.name}/{key}": values for key, values in result.items()}
+        where = stood_at(rows, at[0])
+        raise RewardError(f"reward {part.name} raised on {where}: {_what(error)}") from error
     scores, failed = {}, {}
-    for name, values in named.items():
+    for name, values in _named(part, result, rows).items():
         scores[name], bad = _checked(name, values, rows)
         if bad and on_error == "abort":
             row, why = next(iter(bad.items()))
@@ -139,6 +131,25 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
         failed |= {rows.numbers[row]: why for row, why in bad.items()}
     missing = np.isin(rows.numbers, list(failed))
     return HostScores({k: np.where(missing, np.nan, v) for k, v in scores.items()}, failed)
+
+
+def _named(part: Part, result: Any, rows: Rows) -> dict[str, Any]:
+    """What a reward returned, by the name of each score."""
+    if not isinstance(result, dict):
+        return {part.name: result}
+    where = stood_at(rows, -1)
+    try:
+        named = {f"{part.name}/{key}": values for key, values in result.items()}
+    except Exception as error:  # an int may have too many digits to be written
+        raise RewardError(
+            f"reward {part.name} returned a {type(result).__name__} for {where} whose keys cannot "
+            f"be read: {_what(error)}"
+        ) from error
+    if not named:
+        raise RewardError(
+            f"reward {part.name} returned an empty dict for {where}; expected a list a key"
+        )
+    return named
 
 
 def stood_at(rows: Rows, row: int) -> str:
@@ -190,7 +201,7 @@ def _checked(name: str, values: Any, rows: Rows) -> tuple[np.ndarray, dict[int, 
         number = _number(value)
         if number is None or not math.isfinite(number):
             kind = type(value).__name__
-            bad[row] = f"{str(value)[:80]!r} of type {kind} is not a finite number"
+            bad[row] = f"{_shown(value)} of type {kind} is not a finite number"
         else:
             scores_B[row] = number
     return scores_B, bad
@@ -202,10 +213,9 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
         try:
             array = np.asarray(values)  # numpy, JAX or torch
         except Exception as error:  # one that is part of a gradient, or not on this device
-            what = f"{type(error).__name__}: {one_line(error)}"
             raise RewardError(
                 f"reward {name} returned a {type(values).__name__} that is no array for "
-                f"{stood_at(rows, -1)}: {what}"
+                f"{stood_at(rows, -1)}: {_what(error)}"
             ) from error
         # [B, 1] is not let through: it would broadcast against [B].
         if array.shape != (size,):
@@ -216,9 +226,16 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
         values = array.tolist()
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"reward {name} returned {type(values).__name__} {str(values)[:80]!r} for "
+            f"reward {name} returned {type(values).__name__} {_shown(values)} for "
             f"{stood_at(rows, -1)}; expected a list of {size} numbers, or a dict of such lists"
         )
+    try:
+        values = list(values)
+    except Exception as error:  # of a class of its own
+        raise RewardError(
+            f"reward {name} returned a {type(values).__name__} that cannot be read for "
+            f"{stood_at(rows, -1)}: {_what(error)}"
+        ) from error
     if len(values) != size:
         short = len(values) < size
         which = f"none for {rows.where(len(values))}" if short else f"the first: {rows.where(0)}"
@@ -228,15 +245,30 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
 
 def _number(value: Any) -> float | None:
     """As float32 holds it (beyond its range: inf), or None if it is no number."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "__array__"):
-        try:
+    try:
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "__array__"):
             value = np.asarray(value).item()  # scalars of numpy, JAX or torch
-        except Exception:  # one that is part of a gradient, or not on this device
+        if not isinstance(value, numbers.Real):
             return None
-    if not isinstance(value, numbers.Real):
-        return None
-    with np.errstate(over="ignore"):
-        try:
+        with np.errstate(over="ignore"):
             return float(np.float32(float(value)))
-        except OverflowError:  # an int or a fraction beyond float64
-            return math.inf
+    except OverflowError:  # an int or a fraction beyond float64
+        return math.inf
+    except Exception:  # part of a gradient, not on this device, or of a class of its own
+        return None
+
+
+def _shown(value: Any) -> str:
+    """The start of its text; a class or Python's limit of digits may refuse to give one."""
+    try:
+        return repr(str(value)[:80])
+    except Exception as error:
+        return f"a value without a text ({type(error).__name__})"
+
+
+def _what(error: BaseException) -> str:
+    """The kind of an error and, where it has one, its text."""
+    try:
+        return f"{type(error).__name__}: {one_line(error)}"
+    except Exception:
+        return type(error).__name__

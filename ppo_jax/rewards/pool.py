@@ -4,25 +4,23 @@ run beyond its time, and never becomes a score of 0."""
 import contextlib
 import json
 import math
-import mmap
 import os
 import select
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ppo_jax.config import RewardOptions
-from ppo_jax.errors import RewardError
+from ppo_jax.errors import RewardError, StorageError
 from ppo_jax.rewards.base import Part
 from ppo_jax.rewards.host import HostScores, Rows, join, no_time, stood_at
+from ppo_jax.rewards.spawn import spawn
 from ppo_jax.rewards.worker import MARK
 
 START_SECONDS = 120.0  # to import JAX and the experiment on a busy machine
@@ -55,28 +53,8 @@ class Worker:
             self._start()
 
     def _start(self) -> None:
-        requests, self.requests = os.pipe()
-        self.answers, answers = os.pipe()
-        os.set_blocking(self.requests, False)
-        with tempfile.TemporaryFile() as file, self.log.open("ab") as log:
-            file.truncate(MARK.size)
-            self.mark = mmap.mmap(file.fileno(), MARK.size)
-            inherited = [requests, answers, file.fileno()]
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ppo_jax.reward_process", str(self.experiment)),
-                    *map(str, inherited),
-                ],
-                # No accelerator: the run's own process has it.
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=inherited,
-                start_new_session=True,  # Ctrl-C is the run's to handle
-            )
-        os.close(requests)
-        os.close(answers)
+        spawned = spawn(self.experiment, self.log)
+        self.process, self.requests, self.answers, self.mark = spawned
         self.unread, self.ready, self.began = b"", False, time.monotonic()
 
     def stop(self) -> None:
@@ -224,7 +202,7 @@ class Pool:
         self.threads = ThreadPoolExecutor(options.workers, thread_name_prefix="reward")
 
     def start(self) -> None:
-        list(self.threads.map(Worker.start, self.workers))
+        self._each(Worker.start, self.workers)
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -238,8 +216,17 @@ class Pool:
         dealt = np.array_split(np.arange(len(rows.numbers)), len(self.workers))
         shares = [share for share in dealt if share.size]
         ask = lambda worker, share: self._share(worker, part, rows.pick(share), seed)
-        pieces = list(self.threads.map(ask, self.workers, shares))
+        pieces = self._each(ask, self.workers, shares)
         return join(part, pieces, [share.size for share in shares])
+
+    def _each(self, function: Callable, *lists: Sequence) -> list:
+        """What it returns for each worker, in threads."""
+        try:
+            pending = self.threads.map(function, *lists)
+        except RuntimeError as error:  # the system gives no more threads
+            experiment = self.workers[0].experiment
+            raise StorageError(f"{experiment}: no thread for its reward ({error})") from None
+        return list(pending)
 
     def _share(self, worker: Worker, part: Part, rows: Rows, seed: int) -> HostScores:
         worker.get_ready()
