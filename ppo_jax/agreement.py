@@ -101,8 +101,18 @@ def check_alike(facts: Mapping[str, Any]) -> None:
         if other == facts:
             continue
         lines = diff(from_dict(Config, facts["config"]), from_dict(Config, other["config"]))
-        lines += [name for name in facts if name != "config" and facts[name] != other[name]]
+        lines += [
+            name
+            for fact, own in facts.items()
+            for name in (_unlike(own, other[fact]) if isinstance(own, dict) else [fact])
+            if fact != "config" and own != other[fact]
+        ]
         raise ConfigError(
             f"process {processes.index()} and process {process} differ: {', '.join(lines)}; all "
             "processes of a run need the same command, files and code"
         )
+
+
+def _unlike(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names of what is not the same in both."""
+    return [name for name in {**own, **other} if own.get(name) != other.get(name)]

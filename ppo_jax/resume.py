@@ -159,10 +159,11 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         kind = harmless if same_python else inexact
         kind.append("the experiment's code is not what it was")
     inexact += [
-        f"{name} {then[kind][name]} -> {value}"
-        for kind in ("devices", "versions")
+        f"{name} {old[name]} -> {value}"
+        for kind in ("devices", "versions", "compilers")
+        for old in [then.get(kind, {})]
         for name, value in now[kind].items()
-        if kind in then and then[kind].get(name) != value
+        if name in old and old[name] != value  # an older version recorded less
     ]
     if then.get("code") != now["code"]:
         inexact.append("ppo_jax's code is not what it was")

@@ -1,14 +1,20 @@
-"""What a run was computed from, as its checkpoints record it: config, hashes, versions, devices."""
+"""What a run was computed from, as its checkpoints record it: config, hashes, versions, devices,
+compilers."""
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
 import math
+import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ppo_jax import manifest
+from ppo_jax.agreement import exchange
 from ppo_jax.config import Config
 from ppo_jax.config_io import to_dict
 from ppo_jax.data import Dataset
@@ -20,6 +26,23 @@ from ppo_jax.run_folder import LIBRARIES, machine
 
 PROBES, PROBE = 64, 1 << 16  # blocks read of a file of weights, spread over it, and their bytes
 PACKAGE = Path(__file__).parent
+CPUINFO = Path("/proc/cpuinfo")
+CPU = (
+    "model name",
+    "cpu family",
+    "model",
+    "stepping",
+    "CPU implementer",
+    "CPU variant",
+    "CPU part",
+)
+# Packages, by how their names begin, that compile for a platform or compute on it.
+BACKENDS = {
+    "gpu": "jax-cuda jax-rocm nvidia-cublas nvidia-cuda-nvcc nvidia-cudnn nvidia-nccl".split(),
+    "tpu": ["libtpu"],
+}
+# Flags of XLA that alter nothing that is computed; the devices are counted.
+IDLE = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 def run_facts(
@@ -42,7 +65,47 @@ def run_facts(
             "count": math.prod(config.parallel.sizes(jax.device_count())),
             "processes": jax.process_count(),
         },
+        "compilers": _compilers(env["platform"]),
     }
+
+
+def _compilers(kind: str) -> dict[str, str | None]:
+    """What compiles for the devices, and what else decides how a result is rounded."""
+    client = jax.local_devices()[0].client
+    found = {
+        "compiler": " ".join(client.platform_version.split()),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # pyright: ignore
+        "XLA_FLAGS": _flags("XLA_FLAGS"),
+    }
+    if kind == "cpu":  # machines of one run may differ: each knows of all, in their order
+        models = exchange("cpu", _cpu())
+        found["cpu"] = models[0] if len(set(models)) == 1 else ", ".join(models)
+    if kind == "tpu":
+        found["LIBTPU_INIT_ARGS"] = _flags("LIBTPU_INIT_ARGS")
+    begins = tuple(BACKENDS.get(kind, ()))
+    for package in importlib.metadata.distributions() if begins else ():
+        name = (package.name or "").lower().replace("_", "-")
+        if name.startswith(begins):
+            found[name] = package.version
+    return found
+
+
+def _flags(variable: str) -> str | None:
+    """The flags in it that matter, sorted; of several with one name the last one counts."""
+    words = [word for word in os.environ.get(variable, "").split() if not word.startswith(IDLE)]
+    flags = {word.partition("=")[0]: word for word in words}
+    return " ".join(flags[name] for name in sorted(flags)) or None
+
+
+def _cpu() -> str:
+    """Model and stepping of this machine's processor: XLA compiles for what it has."""
+    said: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in CPUINFO.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            said.setdefault(name.strip(), value.strip())
+    words = [said[name] for name in CPU if said.get(name)]
+    return " ".join(words) or platform.processor() or platform.machine()
 
 
 def _tokenizer(tokenizer: Any) -> str:

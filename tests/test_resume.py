@@ -24,6 +24,7 @@ def facts_of(config=None, **changes):
         "code": "c0",
         "versions": {"jax": "0.10.2", "optax": "0.2.6"},
         "devices": {"platform": "cpu", "kind": "cpu", "count": 4, "processes": 1},
+        "compilers": {"compiler": "cpu", "XLA_FLAGS": None, "cpu": "Xeon"},
     }
     return copy.deepcopy({**facts, **changes})
 
@@ -220,8 +221,19 @@ def test_other_machines_and_libraries():
     now = facts_of(
         versions={"jax": "0.11.0", "optax": "0.2.6"},
         devices={"platform": "cpu", "kind": "cpu", "count": 2, "processes": 1},
+        compilers={"compiler": "cpu", "XLA_FLAGS": "--a=1", "cpu": "EPYC"},
     )
-    assert compare(FACTS, now) == ([], [], ["count 4 -> 2", "jax 0.10.2 -> 0.11.0"])
+    said = ["count 4 -> 2", "jax 0.10.2 -> 0.11.0", "XLA_FLAGS None -> --a=1", "cpu Xeon -> EPYC"]
+    assert compare(FACTS, now) == ([], [], said)
+
+
+@pytest.mark.parametrize("kind", ["versions", "devices", "compilers"])
+def test_what_an_older_version_did_not_record_tells_nothing(kind):
+    then = facts_of()
+    then[kind].popitem()
+    assert compare(then, FACTS) == ([], [], [])
+    del then[kind]
+    assert compare(then, FACTS) == ([], [], [])
 
 
 def test_a_new_run(tmp_path):
