@@ -6,7 +6,7 @@ from ppo_jax import book as books
 from ppo_jax import console, data, faults
 from ppo_jax.agreement import meet, on_first
 from ppo_jax.book import Book
-from ppo_jax.errors import RewardError
+from ppo_jax.errors import RewardError, StorageError
 from ppo_jax.evaluate import make_evaluation
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import Run
@@ -72,7 +72,8 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
         books.begin(book)
         try:
             state, finished = dispatch(state, frozen, step, prompts)
-        except RewardError:  # the update has not begun: the state is that of `step` iterations
+        except (RewardError, StorageError):  # of a reward's process, which could not be started
+            # The update has not begun: the state is that of `step` iterations.
             if pending is not None:
                 books.read(book, pending)
             if step > start:

@@ -4,17 +4,17 @@ One program; or, with rewards that are ordinary Python, three with the host betw
 several processes each of them calls the rewards for the rows that lie on its own devices.
 """
 
-import math
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from ppo_jax import data, faults, freed_memory
 from ppo_jax.agreement import meet, together
+from ppo_jax.config import ParallelOptions
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.evaluate import response_texts
 from ppo_jax.prepare import Run
@@ -23,6 +23,7 @@ from ppo_jax.rewards.host import SEEDS, HostScores, Rows, call
 from ppo_jax.sharding import (
     batch_sharding,
     fetch_own_rows,
+    make_mesh,
     own_rows,
     put_batch,
     put_own_rows,
@@ -228,15 +229,24 @@ def host_scores(run: Run, prompts: Prompts, rollout: Rollout, step: int) -> tupl
     return scores, failed
 
 
-def check_own_rows(mesh: Mesh, parts: list[Part]) -> None:
+def check_own_rows(parallel: ParallelOptions, parts: list[Part], devices: list) -> None:
     """ConfigError where rows of a host-side reward lie on devices of several processes."""
-    owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
-    if any(part.host is not None for part in parts) and (owners != owners[..., :1]).any():
-        raise ConfigError(
-            f"parallel.tensor={mesh.shape['tensor']}: a reward in Python is called by the process "
-            "that has the row, and here several share one; nearest valid: "
-            f"{math.gcd(mesh.shape['tensor'], len(mesh.local_devices))}"
-        )
+
+    def shared(tensor: int) -> bool:
+        data = parallel.data if tensor == parallel.tensor or parallel.fsdp == -1 else -1
+        mesh = make_mesh(dataclasses.replace(parallel, tensor=tensor, data=data), devices)
+        owners = np.vectorize(lambda device: device.process_index)(mesh.devices)
+        return bool((owners != owners[..., :1]).any())
+
+    if all(part.host is None for part in parts) or not shared(parallel.tensor):
+        return
+    tensor = parallel.sizes(len(devices))[2]
+    # Which chips stand side by side in the mesh is the platform's to say: other sizes are tried.
+    near = next(n for n in range(tensor - 1, 0, -1) if tensor % n == 0 and not shared(n))
+    raise ConfigError(
+        f"parallel.tensor={tensor}: a reward in Python is called by the process that has the row, "
+        f"and here several share one; nearest valid: {near}"
+    )
 
 
 def call_rewards(

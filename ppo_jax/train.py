@@ -43,7 +43,6 @@ from ppo_jax.run_folder import (
     write_status,
 )
 from ppo_jax.run_header import header_facts, kernels
-from ppo_jax.sharding import make_mesh
 from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 from ppo_jax.validate import check_devices
@@ -75,7 +74,7 @@ def train(
         config = opened.config
         facts = run_facts(config, experiment, opened.source, opened.critic, opened.dataset)
         check_alike(facts)
-        check_own_rows(make_mesh(config.parallel), opened.parts)
+        check_own_rows(config.parallel, opened.parts, jax.devices())
         keep = config.run.keep
         saver = stack.enter_context(checkpoint.open_saver(folder.checkpoints, keep, facts))
         preemption.durable = lambda: saver.durable

@@ -1,16 +1,16 @@
 """A run of several processes, as a user starts them on one machine: what each of them does, what
 they agree on, and how they end and go on together."""
 
+import dataclasses
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from faults.launch import CACHE, TESTS, assert_same, digest, exact, experiment, here, of
 from ppo_jax import lock, manifest
+from ppo_jax.config import ParallelOptions
 from ppo_jax.errors import ConfigError
 from ppo_jax.metrics import read_metrics, read_samples
 from ppo_jax.programs import check_own_rows
@@ -192,9 +192,23 @@ def test_a_coordinator_that_is_not_there():
     assert f"--coordinator={address}: " in err and "--join_seconds=1" in err
 
 
-def test_rows_that_processes_share_have_no_python_reward():
-    devices = np.array([[[SimpleNamespace(process_index=k) for k in (0, 1)]]])
-    mesh = SimpleNamespace(devices=devices, shape={"tensor": 2}, local_devices=[None])
-    check_own_rows(mesh, parse_rewards(ascii_share))
-    with pytest.raises(ConfigError, match=r"parallel\.tensor=2: .* nearest valid: 1"):
-        check_own_rows(mesh, parse_rewards(ascii_text))
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as far as a mesh asks for it."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    "sizes, tensor, near",
+    [((2, 1, 4), 4, 2), ((1, 1, 8), 8, 2), ((1, -1, 4), 4, 2), ((1, 1, -1), 8, 2)],
+)
+def test_rows_that_processes_share_have_no_python_reward(sizes, tensor, near):
+    """Two machines of 2 x 2 chips side by side: a row of four is of both."""
+    chips = [Chip(k, k % 4 // 2) for k in range(8)]
+    check_own_rows(ParallelOptions(*sizes), parse_rewards(ascii_share), chips)
+    with pytest.raises(ConfigError, match=rf"parallel\.tensor={tensor}: .* nearest valid: {near}$"):
+        check_own_rows(ParallelOptions(*sizes), parse_rewards(ascii_text), chips)
+    check_own_rows(ParallelOptions(tensor=near), parse_rewards(ascii_text), chips)
