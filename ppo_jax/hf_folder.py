@@ -41,7 +41,9 @@ MODEL_FILES = [
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; ConfigError names the file when it is missing or broken."""
+    """A JSON object from a model folder's file; ConfigError names the file when it is missing or
+    broken, or whichever is a link out of the folder."""
+    check_links(file.parent)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,6 +57,31 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {short(raw)}")
     return raw
+
+
+def check_links(folder: Path) -> None:
+    """Raises ConfigError where a file of a model folder is a link to a place outside: whoever made
+    the folder would choose what else is read here.
+
+    A snapshot in the hub's cache may link to the blobs beside it, as the hub's library makes it do.
+    """
+    if on_gcs(folder) or not folder.is_dir():
+        return
+    own = Path(os.path.realpath(folder))
+    repository = own.parents[1] if len(own.parts) > 2 else own
+    in_cache = own.parent.name == "snapshots" and repository.name.startswith("models--")
+    allowed = [own, repository / "blobs"] if in_cache else [own]
+    try:
+        files = [*folder.iterdir(), *folder.glob(f"{CHAT_TEMPLATES}/*")]
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be read: {error.strerror}") from None
+    for file in files:
+        target = Path(os.path.realpath(file))
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise ConfigError(
+                f"{file}: is a link to {target}, outside the model's folder: put the file itself "
+                "there"
+            )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError
-from ppo_jax.hf_folder import INDEX, PICKLED, SINGLE, read_json
+from ppo_jax.hf_folder import INDEX, PICKLED, SINGLE, check_links, read_json
 from ppo_jax.hf_tensors import NAMES, SCORE, Slot
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -29,6 +29,7 @@ class Stored(NamedTuple):
 
 def stored_tensors(folder: Path) -> tuple[dict[str, Path], Path, dict[str, str]]:
     """Tensor name -> file that really holds it, the file to blame, and the index's own claims."""
+    check_links(folder)
     index_file, promised = folder / SINGLE, {}
     shards = [folder / SINGLE]
     if not (folder / SINGLE).is_file():

@@ -1,9 +1,11 @@
 """Checkpoints damaged, strange or of another run (F7, F8, F9, F25, F26, F27)."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from faults.launch import (
     Ended,
@@ -18,6 +20,16 @@ from faults.launch import (
 from faults.table import fault
 from ppo_jax import manifest
 from ppo_jax.run_folder import RunFolder
+
+
+def rewrite(record: Path, **changes: Any) -> None:
+    """Change a checkpoint's record, its own digest with it: as another version might write it, or
+    whoever means harm."""
+    content = json.loads(record.read_text()) | changes
+    del content["sha256"]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    record.write_text(json.dumps(content | {"sha256": digest}))
+
 
 OPTIONS = {"run__iterations": 8, "run__checkpoint_every": 4}
 
@@ -142,21 +154,27 @@ def all_damaged(folder: Path) -> str:
 @fault(
     "F9",
     "strangers among the checkpoints",
-    injected="999/ with junk, abc/, an empty 12/, notes.txt",
-    expected="each warned of and left where it is; the run goes on from its own",
+    injected="999/ with junk, abc/, 12/ with a file, notes.txt; then a save at step 12",
+    expected="each warned of, none removed or taken for a part of a checkpoint; the run goes on "
+    "from its own",
 )
 def strangers(folder: Path) -> str:
     path, run = stopped_at_8(folder)
     for name in ("999", "abc", "12"):
         (run.checkpoints / name).mkdir()
-    (run.checkpoints / "999" / "junk").write_text("junk")
-    (run.checkpoints / "notes.txt").write_text("mine")
-    ended = launch(path, folder / "base", "--run.iterations", "11")
+    for name in ("999/junk", "12/mine", "notes.txt"):
+        (run.checkpoints / name).write_text("mine")
+    ended = launch(path, folder / "base", "--run.iterations", "12")
     assert ended.code == 0 and "resumed at iteration 8" in ended.out, ended.err
     for name in ("999", "abc", "12", "notes.txt"):
         assert f"{name}: not a checkpoint" in ended.err, ended.err
-        assert (run.checkpoints / name).exists()
-    return "4 warnings, resumed at iteration 8"
+    assert (run.checkpoints / "abc").is_dir()
+    kept = [p for p in run.checkpoints.rglob("*") if p.name in ("junk", "mine", "notes.txt")]
+    assert len(kept) == 3 and all(p.read_text() == "mine" for p in kept), kept
+    files = manifest.verify(run.checkpoints, 12)["files"]
+    assert "mine" not in files, "the record of step 12 counts a stranger's file as its own"
+    where = next(p for p in kept if p.name == "mine").relative_to(run.checkpoints)
+    return f"4 warnings, resumed at iteration 8; step 12 saved, the file in 12/ is {where}"
 
 
 def says(ended: Ended, code: int, *words: str) -> None:
@@ -168,7 +186,8 @@ def says(ended: Ended, code: int, *words: str) -> None:
 @fault(
     "F25",
     "another configuration on going on",
-    injected="learning rate, batch, width, seed, optimiser; an edited reward",
+    injected="learning rate, batch, width, optimiser; another seed in the same folder; an edited "
+    "reward",
     expected="the difference; code 4; what is harmless goes on with --allow_config_change",
 )
 def another_config(folder: Path) -> str:
@@ -186,12 +205,15 @@ def another_config(folder: Path) -> str:
     says(launch(path, folder / "base", *more, *rate), 4, wanted, "--allow_config_change")
     ended = launch(path, folder / "base", *more, *rate, "--allow_config_change")
     assert ended.code == 0 and wanted in ended.err, ended.err
+    shutil.copytree(run.root, run.root.with_name("seed1"))
+    seed = ("--run.seed", "1", *rate)
+    says(launch(path, folder / "base", *more, *seed), 4, "run.seed: 0 -> 1")
     source = path.read_text()
     path.write_text(source.replace("REWARD = ascii_share", "REWARD = half_and_half()"))
     more = ("--run.iterations", "12", *rate)
     says(launch(path, folder / "base", *more), 4, "experiment's code", "--allow_config_change")
     assert manifest.latest_step(run.checkpoints) == 10
-    return "3 structural refused, 2 harmless refused, 1 of them let in"
+    return "3 structural and another seed refused, 2 harmless refused, 1 of them let in"
 
 
 @fault(
@@ -220,9 +242,8 @@ def other_format(folder: Path) -> str:
     record = manifest.record_path(run.checkpoints, 8)
     manifest.record_path(run.checkpoints, 4).unlink()
     shutil.rmtree(run.checkpoints / "4")
-    content = json.loads(record.read_text())
     for version in (0, 99):
-        record.write_text(json.dumps(content | {"format": version}))
+        rewrite(record, format=version)
         says(launch(path, folder / "base", "--run.iterations", "9"), 4, f"format {version}")
     record.unlink()
     ended = launch(path, folder / "base", "--run.iterations", "9")
@@ -234,7 +255,8 @@ def other_format(folder: Path) -> str:
     "F14",
     "other devices on going on",
     injected="saved on 4 devices, restored on 1, 2 and 8",
-    expected="the restored state equal to the bit, losses to 1e-5; the log says not bit for bit",
+    expected="the restored state equal to the bit, score, losses to 1e-5 relative (policy's: and "
+    "1e-6, its terms are of size 1 and cancel); the log says not bit for bit",
 )
 def other_devices(folder: Path) -> str:
     path = experiment(
@@ -255,6 +277,7 @@ def other_devices(folder: Path) -> str:
         for left, right in zip(exact(mine), exact(whole), strict=True):
             for name in ("objective/scores", "loss/policy_avg", "loss/value_avg"):
                 a, b = (float.fromhex(row[name]) for row in (left, right))
-                assert abs(a - b) <= 1e-5 * max(1.0, abs(b)), f"{devices}: {name} {a} {b}"
+                floor = 1e-6 if name == "loss/policy_avg" else 0.0
+                assert abs(a - b) <= floor + 1e-5 * abs(b), f"{devices}: {name} {a} {b}"
         seen.append(str(devices))
-    return f"on {', '.join(seen)} devices: state equal, losses within 1e-5"
+    return f"on {', '.join(seen)} devices: state equal, losses within 1e-5 relative"

@@ -12,9 +12,26 @@ from faults.table import fault
 from ppo_jax import manifest
 from ppo_jax.metrics import read_metrics
 from ppo_jax.restore import restore_params
+from ppo_jax.run_folder import RunFolder
 
 GOLDEN = Path(__file__).with_name("golden.jsonl")
 
+ONCE = """
+import jax.numpy as jnp
+from ppo_jax import step as program
+rates, update, now = program.optimisers, program.ppo_update, {}
+def optimisers(config, hparams, step):
+    now["step"] = step
+    return rates(config, hparams, step)
+def ppo_update(config, hparams, optimisers, evaluate, params, opt_state, rows, *rest, **more):
+    rows = rows._replace(
+        advantages_BT=jnp.where(now["step"] == 2, jnp.inf, rows.advantages_BT),
+        returns_BT=jnp.where(now["step"] == 2, jnp.nan, rows.returns_BT),
+    )
+    return update(config, hparams, optimisers, evaluate, params, opt_state, rows, *rest, **more)
+program.optimisers, program.ppo_update = optimisers, ppo_update
+REWARD = ascii_share
+"""
 POISON = """
 import jax.numpy as jnp
 def poison(rollout, columns):
@@ -31,14 +48,18 @@ REWARD = poison
     fast=True,
 )
 def indivisible(folder: Path) -> str:
-    path, seen = str(experiment(folder)), []
+    path = experiment(folder)
+    six = ("--rollout.batch_size", "6", "--ppo.minibatches", "1", "--parallel.data", "4")
+    ended = launch(path, folder / "runs", *six, devices=4)
+    says(ended, 2, "rollout.batch_size=6: 4 devices cannot share", "nearest valid: 4 or 8")
+    assert not ended.out, ended.out
+    seen = [ended.last.removeprefix("ppo-jax: error: ")]
     for flags in (
-        ("--rollout.batch_size", "6", "--ppo.minibatches", "1", "--parallel.data", "4"),
         ("--ppo.minibatches", "3"),
         ("--ppo.microbatches", "3"),
         ("--rollout.samples_per_prompt", "3"),
     ):
-        code, err = here("train", path, "--run.dir", str(folder / "runs"), *flags)
+        code, err = here("train", str(path), "--run.dir", str(folder / "runs"), *flags)
         last = err.strip().splitlines()[-1]
         assert code == 2 and "nearest valid" in last, f"{flags}: {code} {err}"
         seen.append(last.removeprefix("ppo-jax: error: "))
@@ -48,8 +69,10 @@ def indivisible(folder: Path) -> str:
 @fault(
     "F16",
     "numbers that are not finite",
-    injected="a device reward that is NaN, or inf, from the start on or in one iteration",
-    expected="not applied, counted, named; code 3 after optim.max_nonfinite in a row; no NaN saved",
+    injected="a device reward that is NaN from the start on; inf in some rows, masked; advantages "
+    "and returns, and so losses and gradients, that are not finite in one iteration",
+    expected="not applied, counted, named; code 3 after optim.max_nonfinite in a row; none saved; "
+    "after one such iteration the run goes on and ends with code 0",
 )
 def not_finite(folder: Path) -> str:
     always = POISON.format(expression="jnp.full(rollout.lengths_B.shape, jnp.nan)")
@@ -61,15 +84,37 @@ def not_finite(folder: Path) -> str:
     assert [row["update/nonfinite_in_row"] for row in rows] == [1, 2, 3], rows
     assert "reward" in ended.err.splitlines()[0], ended.err  # the warning names what it was
     manifest.verify(run.checkpoints, manifest.latest_step(run.checkpoints))
-    before, after = (restore_params(run.checkpoints, step) for step in (2, 3))
-    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        assert np.isfinite(other).all() and np.array_equal(one, other), "an update was applied"
+    assert same_finite_params(run, 2, 3), "an update was applied"
     some = POISON.format(expression="jnp.where(rollout.ended_B, jnp.inf, 1.0)")
     path = experiment(folder, name="some", reward=some, reward__on_error="mask")
     rows = read_metrics(finish(path, folder / "runs").metrics)
     assert sum(row["update/skipped_nonfinite"] for row in rows) == 0
     assert 0 < sum(row["reward/masked"] for row in rows), "no row was masked"
-    return ended.last.removeprefix("ppo-jax: error: ")
+    return f"{ended.last.removeprefix('ppo-jax: error: ')}; {one_iteration(folder)}"
+
+
+def one_iteration(folder: Path) -> str:
+    path = experiment(folder, name="once", reward=ONCE, run__checkpoint_every=1, run__keep=9)
+    ended = launch(path, folder / "runs")
+    assert ended.code == 0 and "steps skipped" in ended.err, f"{ended.code} {ended.err}"
+    run = of(path, folder / "runs")
+    rows = read_metrics(run.metrics)
+    finite = [np.isfinite([row["loss/policy_avg"], row["loss/value_avg"]]).tolist() for row in rows]
+    assert finite == [[True] * 2] * 2 + [[False] * 2] + [[True] * 2] * 3, finite
+    skipped = [row["update/skipped_nonfinite"] for row in rows]
+    assert skipped == [0, 0, rows[2]["update/steps"], 0, 0, 0], skipped
+    assert [row["update/nonfinite_in_row"] for row in rows] == [0, 0, 1, 0, 0, 0], rows
+    assert [same_finite_params(run, step, step + 1) for step in range(1, 6)] == [
+        False, True, False, False, False
+    ]  # fmt: skip
+    return f"once: {skipped[2]:.0f} steps of iteration 2 skipped, code 0"
+
+
+def same_finite_params(run: RunFolder, step: int, other: int) -> bool:
+    """Whether two checkpoints have the same weights, all of which must be finite."""
+    left, right = (jax.tree.leaves(restore_params(run.checkpoints, n)) for n in (step, other))
+    assert all(np.isfinite(leaf).all() for leaf in left + right), f"step {step} or {other}"
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 @fault(

@@ -1,5 +1,6 @@
 """Host rewards that misbehave (F17, F18, F19)."""
 
+import time
 from pathlib import Path
 
 from faults.damage import says
@@ -74,6 +75,7 @@ ACTS = {
     "sleeps": "time.sleep(3600)",
     "loops": "while True: pass",
     "hangs in C": "threading.Lock().acquire(); l = threading.Lock(); l.acquire(); l.acquire()",
+    "holds the GIL in C": "__import__('re').fullmatch('(a+)+b', 'a' * 40)",
     "exits": "os._exit(3)",
     "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
 }
@@ -104,17 +106,21 @@ def raises(folder: Path) -> str:
     "F19",
     "a host reward hangs, dies, leaks",
     injected=", ".join([*ACTS, "prints escape sequences"]),
-    expected="abort: code 7 (in time: test_reward_pool); mask: only such rows no gradient; a leak "
-    "harms nothing",
+    expected="abort: code 7, ended within reward.timeout + 5 s; mask: only such rows no gradient; "
+    "a leak harms nothing",
 )
 def hangs(folder: Path) -> str:
-    seen = []
+    seen, late = [], 0.0
     for number, act in enumerate(ACTS.values()):
+        mark = folder / f"mark{number}"
+        act = f"os.path.exists({str(mark)!r}) or open({str(mark)!r}, 'w').close()\n{' ' * 12}{act}"
         reward = MISBEHAVE.format(when="!= '' and i == 3 and len(calls) > 1", act=act)
         path = experiment(folder, name=f"abort{number}", reward=reward)
         flags = ("--run.iterations", "3", "--reward.timeout", "4")
         ended = launch(path, folder / "runs", *flags)
+        now = time.time()
         says(ended, 7, "reward reward", "row 3")
+        late = max(late, now - mark.stat().st_mtime)
         rows = read_metrics(of(path, folder / "runs").metrics)
         assert len(rows) == 1, rows
     for number, kind in enumerate(("raises", "sleeps", "exits")):
@@ -130,10 +136,12 @@ def hangs(folder: Path) -> str:
         assert bad and all(row["prompt"].startswith("f") for row in bad), f"{kind}: {bad}"
         assert sum(masked) == len(bad), f"{kind}: {masked}"
         seen.append(f"{kind}: {sum(masked):.0f} rows masked")
+    assert late < 4 + 5, f"a run ended {late:.1f} s after its reward went wrong"
     path = experiment(folder, name="leak", reward=MISBEHAVE.format(when="!= None", act=LEAK))
     ended = launch(path, folder / "runs", "--run.iterations", "3")
     assert ended.code == 0 and "\x1b" not in ended.out + ended.err and "yyy" not in ended.out
-    return f"{len(ACTS)} kinds end with code 7; {'; '.join(seen)}; leak harmless"
+    seen.append("leak harmless")
+    return f"{len(ACTS)} kinds end with code 7, within {late:.1f} s; {'; '.join(seen)}"
 
 
 @fault(

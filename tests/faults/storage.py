@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -87,8 +88,8 @@ def full_disk(folder: Path) -> str:
 @fault(
     "F11",
     "an output folder that cannot be",
-    injected="a file; below a file; not writable (not as root); /proc; a missing parent",
-    expected="code 2 or 6 with the path before anything is loaded; a missing one is made",
+    injected="a file; below a file; not writable (not as root); read-only mount; /proc; no parent",
+    expected="code 2 or 6 with the path before anything is loaded, < 2 s of CPU; a parent is made",
 )
 def bad_folder(folder: Path) -> str:
     path, seen = experiment(folder, run__iterations=1), []
@@ -97,21 +98,35 @@ def bad_folder(folder: Path) -> str:
     cases = [("file", folder / "file", 2), ("below a file", folder / "file" / "runs", 2)]
     if os.geteuid() != 0:
         cases.append(("not writable", folder / "closed" / "runs", 6))
-    cases.append(("read-only", Path("/proc/ppo_jax_runs"), None))
-    for name, runs, code in cases:
-        where = folder / f"log-{len(seen)}"
-        ended = start_with_dir(path, runs, where)
-        assert ended.code in ((2, 6) if code is None else (code,)), f"{name}: {ended}"
-        assert str(runs) in ended.last and "Traceback" not in ended.err, ended.err
-        assert not ended.out, "something was loaded and shown"
-        seen.append(f"{name}: {ended.code} in {ended.seconds:.1f} s")
+    cases.append(("/proc", Path("/proc/ppo_jax_runs"), None))
+    least = float("inf")
+    with small_disk(folder / "disk", "1500k") as mounted:
+        if mounted and read_only(folder / "disk"):
+            cases.append(("read-only mount", folder / "disk" / "runs", 6))
+        else:
+            seen.append("read-only mount: not run, none can be mounted here")
+        for name, runs, code in cases:
+            before = cpu_seconds()
+            ended = launch(path, folder / name.replace("/", ""), "--run.dir", str(runs))
+            least = min(least, cpu_seconds() - before)
+            assert ended.code in ((2, 6) if code is None else (code,)), f"{name}: {ended}"
+            assert str(runs) in ended.last and "Traceback" not in ended.err, ended.err
+            assert not ended.out, "something was loaded and shown"
+            seen.append(f"{name}: {ended.code}")
+    assert least < 2, f"{least:.1f} s of CPU at least"  # the least: other programs only add to it
     finish(path, folder / "not" / "there" / "yet")
-    return "; ".join(seen)
+    return f"{'; '.join(seen)}; {least:.1f} s of CPU"
 
 
-def start_with_dir(path: Path, runs: Path, log: Path):
-    """`launch`, whose own output lies elsewhere: the folder of the runs cannot hold it."""
-    return launch(path, log, "--run.dir", str(runs))
+def read_only(disk: Path) -> bool:
+    mount = ["mount", "-o", "remount,ro", str(disk)]
+    return subprocess.run(mount, capture_output=True).returncode == 0
+
+
+def cpu_seconds() -> float:
+    """Of all processes started here that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @fault(
