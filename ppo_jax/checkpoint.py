@@ -7,7 +7,6 @@ with open_saver(folder.checkpoints, keep=2) as saver:
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import math
 import threading
@@ -22,12 +21,10 @@ from ppo_jax import faults, manifest, processes, storage
 from ppo_jax.agreement import meet, on_first, spoil, together
 from ppo_jax.errors import CheckpointError, StorageError
 from ppo_jax.processes import is_writer
+from ppo_jax.removal import finish_removals, put_aside, remove
 from ppo_jax.restore import quiet_orbax
 from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
-
-ASIDE = ".corrupt"  # ends the name of a folder that holds a checkpoint no run reads
-LATE = (0.05, 0.2, 1.0)  # seconds that writers of a failed save, which nobody can stop, are given
 
 
 @dataclasses.dataclass
@@ -82,7 +79,7 @@ def open_saver(path: Path, keep: int, facts: Mapping[str, Any] | None = None) ->
 def _make_ready(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _finish_removals(path)
+        finish_removals(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be made or written ({error.strerror})") from None
 
@@ -113,7 +110,7 @@ def _close(saver: Saver) -> None:
     gc.collect()  # tasks that failed as well would say so whenever they are collected
     if is_writer() and saver.finishing is None:  # not interrupted in `wait`
         with contextlib.suppress(OSError):  # then the next start does it
-            _finish_removals(saver.path)
+            finish_removals(saver.path)
 
 
 def save(
@@ -157,10 +154,17 @@ def _begin(saver: Saver, step: int) -> bool:
     try:
         faults.point("save_begin")
         if is_writer():
-            manifest.marker_path(saver.path, step).touch()
+            _mark(saver.path, step)
     except Exception as error:
         raise _not_saved(saver, step, error) from error
     return False
+
+
+def _mark(path: Path, step: int) -> None:
+    marker = manifest.marker_path(path, step)
+    if (path / str(step)).exists() and not marker.exists():
+        put_aside(path, step)  # a stranger's: neither to be recorded nor removed with ours
+    marker.touch()
 
 
 def wait(saver: Saver) -> None:
@@ -246,55 +250,3 @@ def _not_saved(
 
 def _finite(goodness: tuple[str, float] | None) -> list | None:
     return None if goodness is None or not math.isfinite(goodness[1]) else list(goodness)
-
-
-def remove(path: Path, step: int) -> None:
-    """Remove a step; a process that dies meanwhile leaves what the next one removes."""
-    manifest.marker_path(path, step).touch()
-    manifest.record_path(path, step).unlink(missing_ok=True)
-    faults.point("gc")
-    _remove_marked(path, step)
-
-
-def _finish_removals(path: Path) -> None:
-    """Complete what a process that died, or a save that failed, has left half done."""
-    for half in path.glob(".*.json.*.tmp"):
-        half.unlink()
-    for marker in path.glob("*.unfinished"):
-        step = manifest.step_of(marker)
-        if step is None:
-            continue
-        if manifest.record_path(path, step).exists():  # it was about to say that all is done
-            marker.unlink()
-        else:
-            _remove_marked(path, step)
-
-
-def _remove_marked(path: Path, step: int) -> None:
-    folder = path / str(step)
-    for pause in (*LATE, None):
-        try:
-            if folder.is_dir():
-                storage.remove_tree(folder)
-            break
-        except OSError as error:  # something came, or went, meanwhile
-            if pause is None or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                raise
-            time.sleep(pause)
-    manifest.marker_path(path, step).unlink(missing_ok=True)
-
-
-def put_aside(path: Path, step: int) -> Path:
-    """Put a step where no run reads it; returns its new folder."""
-    aside, number = path / f"{step}{ASIDE}", 1
-    while aside.exists():
-        number += 1
-        aside = path / f"{step}{ASIDE}-{number}"
-    try:
-        aside.mkdir()
-        for part in (path / str(step), manifest.record_path(path, step)):
-            if part.exists():
-                part.rename(aside / part.name)
-    except OSError as error:
-        raise StorageError(f"{aside}: cannot be made ({one_line(error)})") from None
-    return aside

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from ppo_jax import manifest
 from ppo_jax.arguments import TrainArgs
-from ppo_jax.checkpoint import ASIDE, put_aside
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import CheckpointError, ConfigError
 from ppo_jax.processes import is_writer
+from ppo_jax.removal import ASIDE, put_aside
 from ppo_jax.run_folder import RunFolder
 
 # What may differ between the parts of one run without a word: it alters nothing that is computed.

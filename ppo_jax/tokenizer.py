@@ -11,6 +11,7 @@ from typing import Any, SupportsInt
 import numpy as np
 
 from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.hf_folder import check_links
 
 # Before transformers is imported anywhere: it would say in each process that there is no torch.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -28,11 +29,12 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False):
     """The transformers tokenizer in a model folder; never downloads, and runs Python that lies in
     the folder only where `trust_remote_code` says so.
 
-    Raises ConfigError when the folder holds no tokenizer or a broken one.
+    Raises ConfigError when the folder holds no tokenizer, a broken one, or a link out of it.
     """
     from transformers import AutoTokenizer
 
     folder = Path(path)
+    check_links(folder)
     if not has_tokenizer(folder):
         raise ConfigError(f"{folder}: no tokenizer there (expected {FILES[0]} and {FILES[1]})")
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from ppo_jax import checkpoint, console, freed_memory, lock, manifest, processes, storage
+from ppo_jax import checkpoint, console, freed_memory, lock, manifest, processes, removal, storage
 from ppo_jax.agreement import check_alike, exchange, on_first
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.config import Config
@@ -249,7 +249,7 @@ def _before(folder: RunFolder, step: int, facts: Mapping[str, Any], args: TrainA
 
 def _put_aside(folder: RunFolder, unread: Mapping[int, str], start: int) -> None:
     for step, why in unread.items():
-        aside = checkpoint.put_aside(folder.checkpoints, step)
+        aside = removal.put_aside(folder.checkpoints, step)
         console.warn(f"{why}; put aside as {aside.name}, going on from step {start}")
 
 

@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ppo_jax import manifest
-from ppo_jax.checkpoint import open_saver, put_aside, save, wait
+from ppo_jax.checkpoint import open_saver, save, wait
 from ppo_jax.errors import CheckpointError, StorageError
+from ppo_jax.removal import put_aside
 from ppo_jax.restore import abstract_like, restore, restore_params
 from ppo_jax.types import ScoreMoments, TrainState
 

@@ -17,8 +17,8 @@ ORDER = """
     chips topologies config types masked ranges arguments config_io
     joining links relay clusters processes agreement validate_model validate_mesh validate
     sharding weight_sharding offload
-    tokenizer jsonl data
-    hf_folder hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
+    hf_folder tokenizer jsonl data
+    hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
     stream attention_kernels kv_cache attention attention_band decoder stream_attention rope layers
     model lora cost peft_folder model_folder
     quantize rollout_weights
@@ -27,7 +27,7 @@ ORDER = """
     gae estimators
     losses gradients optimizer update
     trunks passes step_metrics step
-    run_folder lock metrics alarms console profile manifest restore checkpoint
+    run_folder lock metrics alarms console profile manifest restore removal checkpoint
     loading evaluate experiment experiment_code reward_process
     prepare programs run_header run_facts resume samples book loop train
     workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ppo_jax import manifest
-from ppo_jax.checkpoint import ASIDE
 from ppo_jax.config import Config, replace
 from ppo_jax.errors import PPOJaxError
+from ppo_jax.removal import ASIDE
 from ppo_jax.resume import strangers
 from test_resume import FACTS, facts_of, flip, make_step, make_steps, refused, start, tree
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gcs_server import needs_server
-from ppo_jax import checkpoint, lock, manifest, storage
+from ppo_jax import checkpoint, lock, manifest, removal, storage
 from ppo_jax.config import Config, RunOptions, replace
 from ppo_jax.errors import CheckpointError, ConfigError, LockedError, StorageError
 from ppo_jax.metrics import open_metrics, read_metrics
@@ -106,9 +106,9 @@ def test_damage_is_found_and_put_aside(root):
     hurt.unlink()
     with pytest.raises(CheckpointError, match=f"{name}: is gone"):
         manifest.verify(path, 2)
-    aside = checkpoint.put_aside(path, 2)
+    aside = removal.put_aside(path, 2)
     assert manifest.steps(path) == [1] and manifest.steps(aside) == [2]
-    assert checkpoint.put_aside(path, 1).name == "1.corrupt" and not (path / "1").exists()
+    assert removal.put_aside(path, 1).name == "1.corrupt" and not (path / "1").exists()
 
 
 def test_what_a_killed_save_left_is_removed(root):
