@@ -114,7 +114,7 @@ def test_a_missing_bucket_is_one_line(gcs, path):
 
 
 def test_what_a_reward_of_another_machine_said_is_there(gcs, tmp_path):
-    path = experiment(tmp_path, reward=FAILS)
+    path = experiment(tmp_path, name="apart", reward=FAILS)
     env = {k: {"PPO_JAX_CACHE": str(tmp_path / f"machine-{k}")} for k in range(2)}
     env[1]["BAD"] = "1"
     for ended in launch_all(path, tmp_path, "--run.dir", gcs, env=env):

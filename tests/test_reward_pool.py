@@ -138,7 +138,8 @@ def test_a_death_is_seen_at_once(pool_of, name):
     began = time.monotonic()
     message = refused(pool, name, BAD)
     assert time.monotonic() - began < SLACK + 5  # it was started again before
-    assert f"reward {name} ended its process ({DEATHS[name]}) at " in message
+    # Of one that closed its output Python may make exit code 120.
+    assert f"reward {name} ended its process ({DEATHS[name]}" in message
     where = "a batch of 5 rows, the first of them row 7" if name == "closes" else "row 10"
     assert f"{where} (prompt 'prompt " in message
     assert_same(ask(pool, name, GOOD)[0], {name: np.float32([1, 2, 3])})
