@@ -4,7 +4,7 @@
 
 Whole on each chip, parameters, moments and gradients would fill it. Random weights, for what the
 shape needs; with the published ones, `--model.path Qwen/Qwen2.5-1.5B`.
-Hardware: v6e-8 (8 chips of 32 GB). Expected: it fits in 11.5 GB a chip; the sampler's 3.1 GB of
+Hardware: v6e-8 (8 chips of 32 GB). Expected: it fits in 9.6 GB a chip; the sampler's 3.1 GB of
 weights are gathered once an iteration, and no decode step waits for another chip (compiled, not
 run).
 """
