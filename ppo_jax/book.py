@@ -57,10 +57,8 @@ def open_book(
     preemption: Preemption,
 ) -> Book:
     now = time.monotonic()
-    alarms = Alarms(run.config)
-    book = Book(run, folder, log, saver, preemption, alarms, Votes(), clock=now, saved=now)
-    book.said = saver.durable
-    return book
+    rest = (run, folder, log, saver, preemption, Alarms(run.config), Votes())
+    return Book(*rest, clock=now, saved=now, said=saver.durable)
 
 
 def is_told_to_end(book: Book) -> bool:

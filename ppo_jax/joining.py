@@ -69,15 +69,7 @@ def connect(
     address: tuple[str, int], own: int, count: int, seconds: float
 ) -> tuple[dict[int, socket.socket], dict[int, str]]:
     """(socket to the first process, hosts). Raises OSError if it does not answer in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            connection = socket.create_connection(address, timeout=5)
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
+    connection = reach(address, seconds)
     said = {**WHO, "process": own, "processes": count, "host": socket.gethostname()}
     _send_line(connection, said)
     # The others have as long.
@@ -90,6 +82,18 @@ def connect(
     if not all(isinstance(host, str) for host in hosts.values()):
         raise ConnectionError("what answered there is not process 0 of this run, or has ended")
     return {0: _kept_alive(connection)}, hosts
+
+
+def reach(address: tuple[str, int], seconds: float) -> socket.socket:
+    """A connection, as soon as somebody listens there; raises OSError if nobody does in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(address, timeout=5)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def listener(port: int) -> socket.socket:

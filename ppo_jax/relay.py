@@ -6,7 +6,8 @@ it hears of that when its own patience is over, and `processes` has said it and 
 import contextlib
 import socket
 import threading
-import time
+
+from ppo_jax.joining import reach
 
 BLOCK = 1 << 16
 
@@ -14,22 +15,11 @@ BLOCK = 1 << 16
 def relay(host: str, port: int, seconds: float) -> str:
     """HOST:PORT on this machine that stands for the given one, as soon as that is there; raises
     OSError if it is not within so many seconds."""
-    _wait_for((host, port), seconds)
+    reach((host, port), seconds).close()
     listener = socket.create_server(("127.0.0.1", 0))
     serving = threading.Thread(target=_serve, args=(listener, (host, port)), daemon=True)
     serving.start()
     return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def _wait_for(address: tuple[str, int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return socket.create_connection(address, timeout=5).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.2)
 
 
 def _serve(listener: socket.socket, address: tuple[str, int]) -> None:

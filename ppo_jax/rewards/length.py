@@ -1,12 +1,10 @@
 """Length rewards on the device: how near a response comes to the number of tokens asked for."""
 
-import math
-import numbers
-
 import jax.numpy as jnp
 
 from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.base import DeviceReward
+from ppo_jax.rewards.checks import is_number
 from ppo_jax.types import Array, PyTree, Rollout
 
 
@@ -38,7 +36,7 @@ def target_length(
         _check_positive("tokens", tokens, name, "or the name of a column")
     if width is not None:
         _check_positive("width", width, name, "or None")
-    if floor is not None and not (_is_finite(floor) and floor < 1):
+    if floor is not None and not (is_number(floor) and floor < 1):
         raise ConfigError(
             f"reward {name}: floor must be a finite number below 1 or None, got {floor!r}"
         )
@@ -75,12 +73,7 @@ def _target(tokens: float | str, columns: dict[str, Array], name: str) -> Array:
 
 
 def _check_positive(what: str, value, name: str, other: str) -> None:
-    if not (_is_finite(value) and value > 0):
+    if not (is_number(value) and value > 0):
         raise ConfigError(
             f"reward {name}: {what} must be a finite number above 0 {other}, got {value!r}"
         )
-
-
-def _is_finite(value) -> bool:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)

@@ -1,6 +1,5 @@
 """Checkpoints damaged, strange or of another run (F7, F8, F9, F25, F26, F27)."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -25,10 +24,7 @@ from ppo_jax.run_folder import RunFolder
 def rewrite(record: Path, **changes: Any) -> None:
     """Change a checkpoint's record, its own digest with it: as another version might write it, or
     whoever means harm."""
-    content = json.loads(record.read_text()) | changes
-    del content["sha256"]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    record.write_text(json.dumps(content | {"sha256": digest}))
+    record.write_text(json.dumps(manifest.sealed(json.loads(record.read_text()) | changes)))
 
 
 OPTIONS = {"run__iterations": 8, "run__checkpoint_every": 4}
