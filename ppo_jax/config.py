@@ -110,6 +110,8 @@ class ModelOptions:
 @dataclass(frozen=True)
 class DataOptions:
     path: str = "experiments/data/openings.jsonl"  # .jsonl or .jsonl.gz with a `prompt` column
+    eval_path: str | None = None  # held-out rows, of the same columns
+    eval_rows: int | None = None  # the first so many of them; None: all
     max_prompt_tokens: int = 64
     overlong: Literal["error", "drop", "truncate"] = "error"  # truncate keeps the last tokens
     bad_rows: Literal["error", "skip"] = "error"  # skip: unusable rows are counted and left out
@@ -207,6 +209,7 @@ class RunOptions:
     keep_best: str | None = None  # metric whose best checkpoint is kept too; -name: the lowest
     grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
     samples: int = 8  # continuations of each iteration written to samples.jsonl
+    eval_every: int | None = None  # iterations between evaluations on data.eval_path
     show_prompts: int = 3  # fixed prompts continued before and after training
     profile_after: int = 2  # iterations after the start, the next one's phases are timed; 0: never
     compile_cache: str | None = "~/.cache/ppo_jax/xla"

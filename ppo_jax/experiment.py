@@ -1,4 +1,5 @@
-"""Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`)."""
+"""Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`), and
+where they train a model before it SFT and REWARD_MODEL (Configs of those two commands)."""
 
 import ast
 import difflib
@@ -26,6 +27,9 @@ class Experiment(NamedTuple):
     path: Path
     doc: str  # docstring of the file: command, hardware, time, expected result
     workload: Any = None  # WORKLOAD of the file, where it has one; read by `workload`
+    sft: Config | None = None  # SFT of the file: what `ppo-jax sft` trains
+    reward_model: Config | None = None  # REWARD_MODEL of the file
+    environment: Any = None  # ENVIRONMENT of the file, where responses are dialogues with one
 
 
 def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Experiment:
@@ -36,18 +40,23 @@ def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Expe
     """
     path = find_experiment(name_or_path, folder)
     module = _run_file(path)
-    base = _required(module, path, "BASE", "a ppo_jax.config.Config")
-    if not isinstance(base, Config):
-        raise ConfigError(
-            f"{path}: BASE is a {type(base).__name__}; expected a ppo_jax.config.Config"
-        )
+    base = _config(path, "BASE", _required(module, path, "BASE", "a ppo_jax.config.Config"))
     reward = _required(module, path, "REWARD", "a reward function, or a list with weights")
     try:
         parse_rewards(reward)
     except ConfigError as error:
         raise ConfigError(f"{path}: REWARD: {error}") from None
-    doc, workload = (module.__doc__ or "").strip(), getattr(module, "WORKLOAD", None)
-    return Experiment(path.stem, base, reward, path, doc, workload)
+    return Experiment(
+        path.stem,
+        base,
+        reward,
+        path,
+        doc=(module.__doc__ or "").strip(),
+        workload=getattr(module, "WORKLOAD", None),
+        sft=_optional(module, path, "SFT"),
+        reward_model=_optional(module, path, "REWARD_MODEL"),
+        environment=getattr(module, "ENVIRONMENT", None),
+    )
 
 
 def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path:
@@ -115,6 +124,18 @@ def _line(error: Exception, path: Path) -> int:
         return error.lineno or 1
     frames = traceback.extract_tb(error.__traceback__)
     return next((f.lineno or 1 for f in reversed(frames) if f.filename == str(path)), 1)
+
+
+def _optional(module: ModuleType, path: Path, name: str) -> Config | None:
+    config = getattr(module, name, None)
+    return None if config is None else _config(path, name, config)
+
+
+def _config(path: Path, name: str, config: Any) -> Config:
+    if not isinstance(config, Config):
+        kind = type(config).__name__
+        raise ConfigError(f"{path}: {name} is a {kind}; expected a ppo_jax.config.Config")
+    return config
 
 
 def _required(module: ModuleType, path: Path, name: str, wanted: str) -> Any:

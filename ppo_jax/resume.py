@@ -19,12 +19,14 @@ FREE = frozenset(
     f"run.{name}"
     for name in (
         "dir progress profile_after samples show_prompts checkpoint_every checkpoint_minutes keep "
-        "keep_best grace compile_cache"
+        "keep_best eval_every grace compile_cache"
     ).split()
 ) | {
     "model.trust_remote_code",
     "parallel.offload",
     "data.path",  # whose content is compared instead
+    "data.eval_path",
+    "data.eval_rows",
     "reward.timeout",
 }
 # What may differ likewise, but not to the last bit.
