@@ -13,6 +13,7 @@ from ppo_jax.loading import Source
 from ppo_jax.memory_weights import Case
 from ppo_jax.model import scans_layers
 from ppo_jax.prepare import open_critic, open_policy
+from ppo_jax.rewards.base import parse_rewards, text_columns
 from ppo_jax.validate import check_devices, check_model, check_shared
 from ppo_jax.workload import dataset_of, workload_of
 
@@ -43,7 +44,8 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
     critic = None
     if config.model.critic == "separate":
         critic = source.config if critic_source is None else critic_source.config
-    dataset = dataset_of(workload_of(experiment), config, source)
+    texts = text_columns(parse_rewards(experiment.reward))
+    dataset = dataset_of(workload_of(experiment), config, source, texts)
     width = data.prompt_width(dataset)
     check_model(config, source.config, width)
     for model in filter(None, (source.config, critic)):

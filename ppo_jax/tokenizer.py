@@ -94,6 +94,16 @@ def encode_prompt(tokenizer, prompt: Any, *, where: str) -> list[int]:
         raise DataError(f"{where}: the chat template refuses the messages: {reason}") from error
 
 
+def check_vocabulary(ids: Iterable[int], vocab_size: int, where: str) -> None:
+    """DataError, naming `where` (file:line), for an id that the model does not have."""
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise DataError(
+                f"{where}: token id {token} is outside the model's vocabulary "
+                f"(0 to {vocab_size - 1}); the tokenizer belongs to another model"
+            )
+
+
 def decode(tokenizer, ids: Iterable[SupportsInt]) -> str:
     """Text of the ids without special tokens, spaces left as they are."""
     return tokenizer.decode(

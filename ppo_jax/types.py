@@ -7,8 +7,9 @@ H heads, G key-value heads, K head dimension or kept ids, L layers, N any number
 Of token streams (`stream`): Z streams, one a device or one a row; N columns, R rows (B = Z x R) and
 M response tokens of each, these in line for the head; C cells of padded rows, R x T or R x width.
 Of decoding (`slots`, `kv_cache`): W slots; R rows that a refill takes; N the slots or rows dealt
-with. And within one file: `attention_band` has C blocks of queries, and like `attention` R query
-heads to a key-value head; `parts` has C candidate numbers of parts, P parts, Z devices.
+with. Of text columns: C texts of a row, M bytes of each. And within one file: `attention_band` has
+C blocks of queries, and like `attention` R query heads to a key-value head; `parts` has C candidate
+numbers of parts, P parts, Z devices.
 
 Prefixes: none = current policy, `old_` = the policy that sampled, `ref_` = the reference.
 """
@@ -21,6 +22,16 @@ Array = jax.Array
 PyTree = Any
 
 
+class Texts(NamedTuple):
+    """A text column of the data, for the device-side rewards that name it: the C texts of a row,
+    any of which may be meant, padded with 0. Where a row has fewer, the last have length 0."""
+
+    ids_BCN: Array  # int32, by the policy's tokenizer, without special tokens
+    lengths_BC: Array  # int32, tokens
+    bytes_BCM: Array  # uint8, UTF-8 of the text itself
+    sizes_BC: Array  # int32, bytes
+
+
 class Prompts(NamedTuple):
     """One batch of prompts, left-padded. Row order is prompt-major: all samples of a prompt stand
     side by side."""
@@ -29,7 +40,7 @@ class Prompts(NamedTuple):
     mask_BP: Array  # bool, False on the left padding
     prompt_index_B: Array  # int32, row of the data set
     sample_index_B: Array  # int32, which sample of that prompt; (prompt, sample) is the sequence id
-    columns: dict[str, Array]  # numeric columns of the data, for device-side rewards
+    columns: dict[str, Any]  # for device-side rewards: numeric columns [B], and `Texts` they name
 
 
 class Rollout(NamedTuple):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppo_jax.columns import numeric_column
 from ppo_jax.config import Config, DataOptions, replace
 from ppo_jax.data import (
     batch_prompts,
     fixed_prompts,
     load_dataset,
     make_batch,
-    numeric_column,
     prompt_width,
 )
 from ppo_jax.errors import DataError

@@ -12,7 +12,7 @@ from ppo_jax.experiment import list_experiments, load_experiment
 from ppo_jax.loading import open_source, resolve_options
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
 from ppo_jax.prepare import init_state
-from ppo_jax.rewards.base import parse_rewards
+from ppo_jax.rewards.base import parse_rewards, text_columns
 from ppo_jax.sharding import make_mesh
 from ppo_jax.step import Setup, device_scores, learn, sample_rollout, score_rollout
 from ppo_jax.tokenizer import byte_tokenizer
@@ -50,9 +50,9 @@ def abstract_start(config, model, decoder):
     return jax.eval_shape(start)
 
 
-def abstract_prompts(config) -> Prompts:
+def abstract_prompts(config, texts) -> Prompts:
     options = replace(config, **{"data.overlong": "truncate"}).data
-    dataset = data.load_dataset(options, byte_tokenizer(), vocab_size=259)
+    dataset = data.load_dataset(options, byte_tokenizer(), vocab_size=259, texts=texts)
     batch = data.make_batch(dataset, config, 0, pad_id=0, width=config.data.max_prompt_tokens)
     return abstract(batch)
 
@@ -97,7 +97,7 @@ def test_the_iteration_traces(name):
     hparams = abstract(jax.tree.map(np.float32, config.hparams))
     frozen = {"base": None, "critic": None, "ref": ref, "reward": tables}
     after, metrics, rollout, scores_B = jax.eval_shape(
-        iteration, state, frozen, hparams, abstract_prompts(config), host
+        iteration, state, frozen, hparams, abstract_prompts(config, text_columns(parts)), host
     )
     assert after == state  # what a step leaves is what the next one takes
     assert scores_B.shape == (B,) and scores_B.dtype == jnp.float32
