@@ -1,0 +1,58 @@
+"""A byte model from scratch adds two numbers: a few sums by SFT, all others by reward.
+
+    make pipeline EXP=arithmetic    (SEED=1 for another seed; ARGS="--ppo.advantage reinforce" …)
+
+All 10,000 sums of two numbers below 100, written with two digits each and answered from the last
+digit on: `37+85=` is `221`. SFT sees 1,000 of them and is kept at its lowest loss on held-out
+sums; what it lacks, it lacks for want of data. PPO then practises all sums but those held out and
+is told whether a response is right, which is found on the device. Without a critic:
+`--ppo.advantage reinforce`, and `--ppo.advantage rloo --rollout.samples_per_prompt 4`.
+SmolLM2 instead: `ppo-jax sft arithmetic --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.exact import exact_match
+
+DATA = "experiments/data/arithmetic"
+SHAPE = ModelConfig(  # 0.36 million weights
+    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.08
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=8
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=4),
+    ppo=PPOOptions(token_sizes=None),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=600, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=8),
+    rollout=RolloutOptions(batch_size=512, max_new_tokens=4),
+    # All sequences are of one length: by padded rows.
+    ppo=PPOOptions(epochs=2, minibatches=4, token_sizes=None),
+    optim=OptimOptions(schedule="linear"),
+    run=RunOptions(iterations=150, eval_every=25),
+    hparams=HParams(learning_rate=5e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.0),
+)
+
+REWARD = exact_match("answer")

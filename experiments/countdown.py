@@ -1,0 +1,66 @@
+"""A byte model from scratch reaches a target with three numbers: Countdown, exactly verified.
+
+    make pipeline EXP=countdown     (SEED=1 for another seed)
+
+Numbers from 1 to 10, each to be used once, targets below 100: `3 5 7 make 56:` is solved by
+`(3+5)*7`. SFT sees one solution each of 600 problems; PPO all problems but those held out, and
+their reward: 1 for the target, 0.1 for an expression that has another value or other numbers, both
+found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 instead:
+`ppo-jax sft countdown --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RewardOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.answers import countdown
+
+DATA = "experiments/data/countdown"
+SHAPE = ModelConfig(  # 0.53 million weights
+    embed_dim=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    init_std=0.08,
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=18
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=12),
+    ppo=PPOOptions(token_sizes=None),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=18
+    ),
+    rollout=RolloutOptions(batch_size=256, max_new_tokens=12),
+    reward=RewardOptions(workers=0),  # our own grammar in bounded time: in this process
+    ppo=PPOOptions(epochs=2, minibatches=4, token_sizes=None),
+    optim=OptimOptions(schedule="linear"),
+    run=RunOptions(iterations=150, eval_every=25),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.01),
+)
+
+REWARD = countdown()

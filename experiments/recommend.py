@@ -1,0 +1,58 @@
+"""Ranking as generation: a byte model from scratch names the item of a shelf that a user clicks.
+
+    make pipeline EXP=recommend     (SEED=1 for another seed)
+
+The prompt lists five items that a user had and five on the shelf (`had KTBMC shelf AFQZE:`), the
+response is one item, its reward 1 if that user clicked it. Users are made up: their tastes for five
+genres and the items' popularity are behind the clicks, but not in the data. SFT sees 400 clicks,
+PPO the rewards of 4,000 others. Among the held-out clicks the item that is most popular is hit
+with 0.318, and with 0.583 by one who knows the tastes (`experiments/data/_make_recommend.py`).
+SmolLM2 instead: `ppo-jax sft recommend --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.exact import exact_match
+
+DATA = "experiments/data/recommend"
+SHAPE = ModelConfig(  # 0.36 million weights
+    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.08
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=24
+    ),
+    rollout=RolloutOptions(batch_size=100, max_new_tokens=2),
+    ppo=PPOOptions(token_sizes=None),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=200, eval_every=10, checkpoint_every=10, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=24
+    ),
+    rollout=RolloutOptions(batch_size=256, max_new_tokens=2),
+    ppo=PPOOptions(epochs=2, minibatches=4, token_sizes=None),
+    run=RunOptions(iterations=100, eval_every=20),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.01),
+)
+
+REWARD = exact_match("answer")

@@ -1,0 +1,153 @@
+"""The data shipped with experiments: made by its generator, right, held out, and small."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ppo_jax.experiment import load_experiment
+from ppo_jax.rewards.answers import countdown, final_answer
+
+DATA = Path(__file__).parents[1] / "experiments" / "data"
+SPLITS = "sft", "sft_eval", "ppo", "eval"
+TASKS = "arithmetic", "countdown", "gsm8k", "nlu", "recommend"
+
+
+@pytest.fixture
+def generator(monkeypatch):
+    """The generator of a task: those of a folder import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(DATA))
+    return lambda task: importlib.import_module(f"_make_{task}")
+
+
+def rows(task: str, *splits: str) -> list[dict]:
+    return [
+        json.loads(line)
+        for split in splits
+        for line in (DATA / task / f"{split}.jsonl").read_text().splitlines()
+    ]
+
+
+def numbers(text: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", text)]
+
+
+def problem(task: str, prompt: str):
+    """What a row asks, whatever it looks like."""
+    if task == "arithmetic":
+        return tuple(sorted(numbers(prompt)))
+    if task == "countdown":
+        *given, target = numbers(prompt)
+        return tuple(sorted(given)), target
+    if task == "gsm8k":
+        return re.sub(r"\b([A-Z][a-z]{2}|[a-z]{3}s)\b", "", prompt)
+    return prompt.rpartition(" ")[0] if task == "nlu" else prompt
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_generators_make_the_files(task, generator, tmp_path, monkeypatch):
+    make = generator(task)
+    files = importlib.import_module("_files")
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    files.write(task, make.splits())
+    for split in SPLITS:
+        name = f"{task}/{split}.jsonl"
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_problems_are_held_out(task):
+    asked = {split: {problem(task, row["prompt"]) for row in rows(task, split)} for split in SPLITS}
+    assert len(rows(task, "eval")) >= 200
+    trained = asked["sft"] | asked["ppo"]
+    assert not asked["eval"] & (trained | asked["sft_eval"])
+    assert not asked["sft_eval"] & trained
+    assert sum(file.stat().st_size for file in (DATA / task).iterdir()) <= 430_000
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_fit_their_experiments(task):
+    """With the byte tokenizer, and the EOS of a response."""
+    experiment = load_experiment(task)
+    for config, names in ((experiment.sft, SPLITS[:2]), (experiment.base, SPLITS[2:])):
+        paths = config.data.path, config.data.eval_path
+        assert paths == tuple(f"experiments/data/{task}/{name}.jsonl" for name in names)
+        for row in rows(task, *names):
+            answer = row.get("response", row.get("answer", ""))
+            assert len(row["prompt"].encode()) <= config.data.max_prompt_tokens
+            assert len(answer.encode()) + 1 <= config.rollout.max_new_tokens
+
+
+def test_every_sum_of_the_space_is_dealt_out_and_right():
+    found = {}
+    for row in rows("arithmetic", "sft_eval", "ppo", "eval"):
+        found[tuple(numbers(row["prompt"]))] = row.get("answer", row.get("response"))
+    assert found == {(a, b): f"{a + b:03}"[::-1] for a in range(100) for b in range(100)}
+    practised = {(row["prompt"], row["answer"]) for row in rows("arithmetic", "ppo")}
+    assert {(row["prompt"], row["response"]) for row in rows("arithmetic", "sft")} < practised
+
+
+def test_countdown_solutions_reach_their_targets():
+    for row in rows("countdown", "sft", "sft_eval"):
+        *given, target = numbers(row["prompt"])
+        text = row["response"]
+        assert sorted(numbers(text)) == sorted(given)
+        assert eval(text, {}) == pytest.approx(target)  # ours, not a model's
+        assert countdown()([""], [text], numbers=[given], target=[target]) == [1.0]
+    for row in rows("countdown", "ppo", "eval"):
+        assert numbers(row["prompt"]) == [*row["numbers"], row["target"]]
+
+
+def test_every_countdown_problem_can_be_solved(generator):
+    make = generator("countdown")
+    assert set(make.solutions((1, 1, 10))[20]) == {"(1+1)*10", "10*(1+1)"}
+    assert len(make.all_problems()) == sum(len(rows("countdown", s)) for s in SPLITS if s != "sft")
+
+
+def test_word_problems_are_worked_out_right():
+    for row in rows("gsm8k", *SPLITS):
+        text = row.get("answer", row.get("response"))
+        steps = re.findall(r"(\S+)=(\d+)", text)
+        assert len(steps) == 2
+        for step, value in steps:
+            assert eval(step, {}) == int(value)
+        final = text.rpartition("#### ")[2]
+        assert int(final) == int(steps[-1][1])
+        assert final_answer()([""], [text], answer=[int(final)]) == [1.0]
+        said = numbers(row["prompt"])
+        assert set(numbers(" ".join(step for step, _ in steps))) <= {*said, int(steps[0][1])}
+
+
+def test_labels_of_sentences():
+    labels = {
+        "sentiment": {"positive", "negative", "neutral"},
+        "intent": {"alarm", "weather", "music", "travel", "food"},
+        "entity": {"person", "place", "food"},
+    }
+    for names, column in ((("sft", "sft_eval"), "response"), (("ppo", "eval"), "answer")):
+        found = {task: set() for task in labels}
+        for row in rows("nlu", *names):
+            found[row["task"]].add(row[column])
+        assert found == labels
+
+
+def test_clicks_are_on_the_shelf_and_the_baselines_as_stated(generator):
+    clicked, shown = dict.fromkeys(range(128), 0), dict.fromkeys(range(128), 0)
+    for row in rows("recommend", *SPLITS):
+        _, history, _, shelf = row["prompt"].rstrip(":").split()
+        click = row.get("answer", row.get("response"))
+        assert len({*history, *shelf}) == 10 and click in shelf
+    for row in rows("recommend", "ppo"):
+        for item in row["prompt"][-6:-1]:
+            shown[ord(item)] += 1
+        clicked[ord(row["answer"])] += 1
+    share = {chr(item): clicked[item] / shown[item] for item in shown if shown[item]}
+    held_out = rows("recommend", "eval")
+    hits = sum(max(r["prompt"][-6:-1], key=share.__getitem__) == r["answer"] for r in held_out)
+    rate = hits / len(held_out)
+    make = generator("recommend")
+    assert make.popularity_hit_rate() == pytest.approx(rate)
+    doc = load_experiment("recommend").doc
+    assert f"{rate:.3f}" in doc and f"{make.best_hit_rate():.3f}" in doc
