@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ppo_jax import checkpoint, console, processes
 from ppo_jax.agreement import Votes, on_first
 from ppo_jax.alarms import Alarms
+from ppo_jax.config import RunOptions
 from ppo_jax.errors import ConfigError, NumericalError, StorageError
 from ppo_jax.metrics import MetricsLog, throughput, to_host
 from ppo_jax.offload import fetched
@@ -25,6 +26,7 @@ from ppo_jax.run_folder import RunFolder, write_status
 from ppo_jax.samples import sample_rows
 from ppo_jax.types import PyTree, TrainState
 
+EVAL, EVAL_SECONDS = "eval/", "time/eval"  # of held-out rows: how names begin; the time it took
 SETTLE_SECONDS = 600.0  # for a save under way to end
 
 
@@ -45,6 +47,8 @@ class Book:
     best_of: list[float] = dataclasses.field(default_factory=list)  # run.keep_best since then
     best_seen: bool = False  # that there is such a metric
     times: dict[str, float] = dataclasses.field(default_factory=dict)  # for the next line
+    ahead: float = math.inf  # seconds until a signal is looked at and what it asks for is saved
+    judging: float = math.inf  # that the last evaluation took
     failed: int = 0  # saves
     said: int | None = None  # step that `status.json` names as saved
 
@@ -71,7 +75,31 @@ def is_due(book: Book, step: int) -> bool:
     config = book.run.config.run
     if step % config.checkpoint_every == 0 or step == config.iterations:
         return True
+    if _best_is_judged(config) and is_judged(config, step):  # its goodness is of this state alone
+        return True
     return book.votes.save if processes.count() > 1 else _is_late(book)
+
+
+def is_judged(config: RunOptions, step: int) -> bool:
+    """Whether the state after `step` iterations is to be evaluated on held-out rows."""
+    every = config.eval_every
+    return every is not None and (step % every == 0 or step == config.iterations)
+
+
+def _best_is_judged(config: RunOptions) -> bool:
+    return config.keep_best is not None and config.keep_best.removeprefix("-").startswith(EVAL)
+
+
+@contextlib.contextmanager
+def evaluating(book: Book, step: int) -> Iterator[dict[str, float]]:
+    """An evaluation of the state after `step` iterations; gives a dict that has its seconds at the
+    end. They are not the iteration's."""
+    clock, times = time.monotonic(), {}
+    book.preemption.begin(f"evaluation after iteration {step}", book.ahead + book.judging)
+    yield times
+    book.judging = times[EVAL_SECONDS] = time.monotonic() - clock
+    book.clock += book.judging
+    book.preemption.begin(f"iteration {step + 1}", book.ahead)
 
 
 def begin(book: Book) -> None:
@@ -120,9 +148,10 @@ def read(book: Book, done: Finished) -> None:
     if book.failed:
         metrics["ckpt/failed"] = book.failed
     if processes.is_writer():
-        samples = sample_rows(book.run, done)[: config.run.samples]
+        samples = [] if done.rollout is None else sample_rows(book.run, done)
         _log(book, functools.partial(book.log.write, done.step, metrics))
-        _log(book, functools.partial(book.log.write_samples, done.step, samples))
+        shown = samples[: config.run.samples]
+        _log(book, functools.partial(book.log.write_samples, done.step, shown))
         book.progress(done.step + 1, metrics)
         for line in (*_unscored(book.run, done), *book.alarms.look(done.step, metrics)):
             console.warn(line)
@@ -130,14 +159,14 @@ def read(book: Book, done: Finished) -> None:
     # Two are under way at most, and the save waits for both; a third where the others are to know.
     ordinary = seconds - metrics.get("compile/seconds", 0.0)
     under_way = 2 if processes.count() == 1 else 3
-    book.preemption.begin(f"iteration {done.step + 1}", under_way * ordinary + book.saver.seconds)
+    book.ahead = under_way * ordinary + book.saver.seconds
+    book.preemption.begin(f"iteration {done.step + 1}", book.ahead)
     in_row = metrics["update/nonfinite_in_row"]
     if in_row >= config.optim.max_nonfinite:
         raise NumericalError(
             f"iteration {done.step}: {in_row:.0f} iterations in a row had a step with a loss or "
             f"gradient that is not finite; it was not applied (optim.max_nonfinite="
-            f"{config.optim.max_nonfinite}); "
-            f"score {metrics['objective/scores']:.4g}, KL {metrics['objective/kl']:.4g}"
+            f"{config.optim.max_nonfinite}); {console.iteration_line(metrics)}"
         )
 
 
@@ -258,7 +287,8 @@ def _note_best(book: Book, metrics: dict[str, float]) -> None:
     if asked is None:
         return
     name = asked.removeprefix("-")
-    if name not in metrics and book.best_seen:  # not one of every iteration
+    later = book.best_seen or (name.startswith(EVAL) and EVAL_SECONDS not in metrics)
+    if name not in metrics and later:  # not one of every iteration
         return
     if name not in metrics:
         near = difflib.get_close_matches(name, metrics, n=1, cutoff=0.0)[0]

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from ppo_jax import faults, manifest, processes, storage
 from ppo_jax.agreement import meet, on_first, spoil, together
-from ppo_jax.errors import CheckpointError, StorageError
+from ppo_jax.errors import StorageError
 from ppo_jax.processes import is_writer
 from ppo_jax.removal import finish_removals, put_aside, remove
 from ppo_jax.restore import quiet_orbax
@@ -214,15 +214,7 @@ def _finish(saver: Saver, step: int, facts: Mapping[str, Any], began: float) -> 
 
 def _superfluous(saver: Saver) -> list[int]:
     """Steps that are neither among the newest nor the best, by the measure that was used last."""
-    measured = {}
-    for step in manifest.steps(saver.path):
-        with contextlib.suppress(CheckpointError):  # a damaged record is no best one
-            match manifest.read_record(saver.path, step)["facts"].get("goodness"):
-                case [name, number]:
-                    measured[step] = name, number
-    last = measured[max(measured)][0] if measured else None
-    goodness = {step: number for step, (name, number) in measured.items() if name == last}
-    best = max(goodness, key=goodness.__getitem__, default=None)
+    best = manifest.best_step(saver.path)
     return [step for step in manifest.steps(saver.path)[: -saver.keep] if step != best]
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
 from ppo_jax.peft_folder import write_adapters
+from ppo_jax.responses import as_rollout, response_ids
 from ppo_jax.rollout import sharded_sample
 from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.scoring import Scorer, forward, read
@@ -74,7 +75,7 @@ def score(args: ScoreArgs) -> None:
     """
     source = open_source(args.model, trust_remote_code=args.trust_remote_code)
     dataset = _read_prompts(args.data, source)
-    responses = _response_ids(dataset, source)
+    responses = response_ids(dataset, source.tokenizer, source.config.vocab_size)
     width, longest = data.prompt_width(dataset), max(map(len, responses))
     whole = max(len(p) + len(r) for p, r in zip(dataset.prompt_ids, responses, strict=True))
     _check_context(source.config, whole, 0, args.data)
@@ -87,7 +88,7 @@ def score(args: ScoreArgs) -> None:
     def lines() -> Iterator[dict]:
         for rows in _batches(len(dataset.prompts), args.batch_size, batch_devices(mesh)):
             prompts = _prompts(dataset, rows, source.config.pad_token_id, width)
-            rollout = _given(prompts, [responses[row] for row in rows], longest)
+            rollout = as_rollout(prompts, [responses[row] for row in rows], longest)
             logprobs_BT = jax.device_get(program(params, put_batch(mesh, rollout)))
             for i, row in enumerate(_unpadded(rows)):
                 ids = responses[row]
@@ -168,29 +169,6 @@ def _check_context(config: ModelConfig, prompt: int, response: int, path: str) -
         )
 
 
-def _response_ids(dataset: data.Dataset, source) -> list[list[int]]:
-    """Tokens of each response: the row's own `response_ids`, else the text's."""
-    if "response" not in dataset.columns:
-        present = ", ".join(["prompt", *dataset.columns])
-        raise DataError(f"{dataset.path}: no column `response` (columns: {present})")
-    given = dataset.columns.get("response_ids", [None] * len(dataset.prompts))
-    result = []
-    for line, text, ids in zip(dataset.lines, dataset.columns["response"], given, strict=True):
-        where = f"{dataset.path}:{line}"
-        if not isinstance(text, str):
-            raise DataError(f"{where}: response is {type(text).__name__}, expected a string")
-        if ids is None:
-            ids = source.tokenizer.encode(text, add_special_tokens=False)
-        valid = lambda i: type(i) is int and 0 <= i < source.config.vocab_size
-        if not isinstance(ids, list) or not ids or not all(map(valid, ids)):
-            raise DataError(
-                f"{where}: the response has no tokens, or one outside the vocabulary of "
-                f"{source.config.vocab_size}"
-            )
-        result.append(ids)
-    return result
-
-
 def _batches(count: int, size: int, devices: int) -> Iterator[np.ndarray]:
     """Row numbers of each batch, all of one size; the last batch is filled up with -1."""
     size = -(-min(size, count) // devices) * devices
@@ -206,27 +184,6 @@ def _unpadded(rows: np.ndarray) -> list[int]:
 def _prompts(dataset: data.Dataset, rows: np.ndarray, pad_id: int, width: int) -> Prompts:
     index = np.maximum(rows, 0)  # a filling row repeats row 0 and is not written
     return data.prompt_rows(dataset, index, pad_id=pad_id, width=width)
-
-
-def _given(prompts: Prompts, responses: Sequence[list[int]], width: int) -> Rollout:
-    """Given responses in the form of a rollout."""
-    ids_BT = np.zeros((len(responses), width), np.int32)
-    lengths_B = np.asarray([len(ids) for ids in responses], np.int32)
-    for row, ids in zip(ids_BT, responses, strict=True):
-        row[: len(ids)] = ids
-    mask_BT = (np.arange(width) < lengths_B[:, None]).astype(np.float32)
-    return Rollout(
-        prompt_ids_BP=prompts.ids_BP,
-        prompt_mask_BP=prompts.mask_BP,
-        response_ids_BT=ids_BT,
-        mask_BT=mask_BT,
-        lengths_B=lengths_B,
-        ended_B=np.ones(len(responses), bool),
-        logprobs_BT=np.zeros_like(mask_BT),
-        values_BT=None,
-        kept_ids_BTK=None,
-        slot_steps_B=np.zeros(len(responses), np.float32),
-    )
 
 
 def _write_lines(path: str, lines: Iterator[dict[str, Any]]) -> None:

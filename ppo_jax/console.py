@@ -30,7 +30,10 @@ Update = Callable[[int, Mapping[str, float | int]], None]
 LOG_WIDTH = 120  # columns where there is no terminal to ask
 RECENT = 20  # iterations whose median time the ETA goes by; the first one holds the compilation
 COLUMNS = (  # label, metric, format
+    ("loss", "loss", "{:.4f}"),
+    ("eval loss", "eval/loss", "{:.4f}"),
     ("score", "objective/scores", "{:.3f}"),
+    ("eval score", "eval/scores", "{:.3f}"),
     ("kl", "objective/kl", "{:.3f}"),
     ("kl_coef", "objective/kl_coef", "{:.4f}"),
     ("length", "rollout/length_mean", "{:.1f}"),
@@ -39,6 +42,11 @@ COLUMNS = (  # label, metric, format
     ("score tok/s", "throughput/score", "{:,.0f}"),
     ("update tok/s", "throughput/update", "{:,.0f}"),
     ("s/it", "time/iteration", "{:.2f}"),
+)
+SUMMARY = (  # label, metric, unit
+    ("loss", "loss", ""),
+    ("score", "objective/scores", ""),
+    ("kl", "objective/kl", " nats"),
 )
 
 
@@ -191,11 +199,17 @@ def show_summary(
     *,
     console: Console | None = None,
 ) -> None:
-    """The last line: mean score and KL over the first and last five iterations, time, folder."""
-    score, kl = (first_and_last(rows, key) for key in ("objective/scores", "objective/kl"))
+    """The last line: what was to rise or fall over the first and last five iterations, time,
+    folder."""
+    said = [
+        f"{label} {first:.3f} -> {last:.3f}{unit}"
+        for label, key, unit in SUMMARY
+        for first, last in [first_and_last(rows, key)]
+        if not math.isnan(first)
+    ]
     _print_line(
-        f"score {score[0]:.3f} -> {score[1]:.3f} (first 5, last 5 iterations)  "
-        f"kl {kl[0]:.3f} -> {kl[1]:.3f} nats  time {duration(seconds)}  results in {folder}",
+        f"{'  '.join(said)}  (first 5, last 5 iterations)  time {duration(seconds)}  "
+        f"results in {folder}",
         console or shared_console(),
     )
 

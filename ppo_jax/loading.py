@@ -18,7 +18,8 @@ from ppo_jax.model_folder import ModelFolder, resolve_model
 from ppo_jax.peft_folder import base_model, is_adapter_folder, read_adapters
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
-from ppo_jax.storage import as_path, downloaded
+from ppo_jax.stages import run_at
+from ppo_jax.storage import downloaded
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree
 from ppo_jax.weights import load_classifier, load_hf
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     files: Path | None = None  # folder whose tokenizer and configs go along on export
     folder: Path | None = None  # of a Hugging Face model
     run: RunFolder | None = None
+    step: int | None = None  # of that run; None: its newest
     adapters: "Adapters | None" = None
     seed: int = 0  # of random weights
     trusted: bool = False  # a model's own tokenizer code may be run
@@ -71,10 +73,11 @@ def open_source(
     """
     if path is None:
         return Source(shape or ModelConfig(), byte_tokenizer(), None, seed=seed)
-    folder = as_path(path, "model").expanduser()
+    folder, step = run_at(path)
     if (folder / "checkpoints").is_dir():
-        run = _open_run(path, run_folder(folder), trust_remote_code)
-        return run._replace(trusted=trust_remote_code)
+        name = path if step is None else f"{folder}@{step}"
+        run = _open_run(name, run_folder(folder), trust_remote_code)
+        return run._replace(trusted=trust_remote_code, step=step)
     model = resolve_model(path)
     if trust_remote_code and model.from_hub:
         raise ConfigError(
@@ -148,7 +151,7 @@ def _open_base(folder: Path, base_path: str | None, trust_remote_code: bool) -> 
             name = str(folder / name)
         elif revision is not None:
             name = f"{name}@{revision}"
-    if (Path(name).expanduser() / "checkpoints").is_dir():
+    if (run_at(name)[0] / "checkpoints").is_dir():
         return open_source(name, trust_remote_code=trust_remote_code)
     base = resolve_model(name)
     # Adapters may have been saved into their base's own folder; on other adapters they cannot lie.
@@ -162,7 +165,7 @@ def load_trunk(source: Source) -> PyTree:
     if source.adapters is not None:
         return _merged(load_trunk(source.adapters.base), load_adapters(source), source.adapters)
     if source.run is not None:
-        return unstack_layers(restore_params(source.run.checkpoints)["policy"])
+        return unstack_layers(restore_params(source.run.checkpoints, source.step)["policy"])
     if source.folder is not None:
         return load_hf(source.folder)[1]
     key = jax.random.fold_in(jax.random.key(source.seed), INIT_KEY)
@@ -184,7 +187,7 @@ def load_adapters(source: Source) -> PyTree:
     if source.adapters is not None and source.adapters.folder is not None:
         return read_adapters(source.adapters.folder, source.config)[1]
     assert source.run is not None
-    return unstack_layers(restore_params(source.run.checkpoints)["policy"])
+    return unstack_layers(restore_params(source.run.checkpoints, source.step)["policy"])
 
 
 def _merged(base: PyTree, trained: PyTree, adapters: Adapters) -> PyTree:
@@ -214,7 +217,7 @@ def _run_critic(source: Source, run: RunFolder) -> Critic:
     config = load_config(run.config)
     if config.ppo.advantage != "gae":
         raise ConfigError(f"{run.root}: ppo.advantage={config.ppo.advantage} trained no critic")
-    value = restore_params(run.checkpoints)["value"]
+    value = restore_params(run.checkpoints, source.step)["value"]
     if "trunk" not in value:
         return Critic(source.config, value["head"], load_trunk(source))
     path = config.model.critic_path

@@ -2,21 +2,24 @@
 
 import functools
 
+import jax
+
 from ppo_jax import book as books
-from ppo_jax import console, data, faults
+from ppo_jax import console, faults
 from ppo_jax.agreement import meet, on_first
 from ppo_jax.book import Book
 from ppo_jax.errors import RewardError, StorageError
 from ppo_jax.evaluate import make_evaluation
+from ppo_jax.kind import Judge, Kind
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import Run
 from ppo_jax.processes import is_writer
 from ppo_jax.profile import profiled
 from ppo_jax.programs import (
+    Finished,
     Past,
     Stepper,
     compile_facts,
-    make_stepper,
     memory_bytes,
     past_scores,
 )
@@ -25,19 +28,25 @@ from ppo_jax.samples import shown
 from ppo_jax.types import PyTree, TrainState
 
 
-def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, start: int) -> None:
+def iterate(
+    kind: Kind, run: Run, folder: RunFolder, state, frozen, saver, log, preemption, start: int
+) -> None:
     """All iterations from `start`, with the fixed prompts continued before and after.
 
     Raises Preempted once the state has been saved, after a signal.
     """
     config = run.config.run
-    evaluate = make_evaluation(run.setup) if config.show_prompts > 0 else None
+    shows = kind.generates and config.show_prompts > 0
+    evaluate = make_evaluation(run.setup) if shows else None
     before = shown(run, evaluate, state, frozen)
     if before:
         console.show_samples("Before training" if start == 0 else "At the start", before)
     rows = read_metrics(folder.metrics) if is_writer() else []  # of a resumed run
     past = Past(*on_first("past scores", lambda: past_scores(run, rows)))
-    stepper = make_stepper(run, past)
+    stepper = kind.make_stepper(run, past)
+    judge = None
+    if kind.make_judge is not None and run.held_out is not None and config.eval_every is not None:
+        judge = kind.make_judge(run)
     with console.show_progress(config.iterations, start=start, bar=config.progress) as progress:
         book = books.open_book(run, folder, log, saver, preemption)
         book.progress = progress
@@ -48,7 +57,7 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
         meet("loaded")
         # Compiled here, not within the first save.
         books.all_finite((state.params, state.opt_state))
-        state = _iterations(book, stepper, state, frozen, start)
+        state = _iterations(kind, book, stepper, judge, state, frozen, start)
         books.wait_for(book, config.iterations)
     try:
         after = shown(run, evaluate, state, frozen)
@@ -59,19 +68,27 @@ def iterate(run: Run, folder: RunFolder, state, frozen, saver, log, preemption, 
         console.show_comparison(before, after)
 
 
-def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree, start: int):
+def _iterations(
+    kind: Kind,
+    book: Book,
+    stepper: Stepper,
+    judge: Judge | None,
+    state: TrainState,
+    frozen: PyTree,
+    start: int,
+) -> TrainState:
     run, config, pending = book.run, book.run.config.run, None
     for step in range(start, config.iterations):
         if books.is_told_to_end(book):
             books.save_and_end(book, pending, step, state)
-        prompts = data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
+        batch = kind.make_batch(run, step)
         dispatch = stepper.dispatch
         if config.profile_after > 0 and step == start + config.profile_after:
             books.read_good(book, pending, None, step, state)
             pending, dispatch = None, functools.partial(_profiled, stepper)
         books.begin(book)
         try:
-            state, finished = dispatch(state, frozen, step, prompts)
+            state, finished = dispatch(state, frozen, step, batch)
         except (RewardError, StorageError):  # of a reward's process, which could not be started
             # The update has not begun: the state is that of `step` iterations.
             if pending is not None:
@@ -84,6 +101,8 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
             finished = finished._replace(times=finished.times | compile_facts(stepper))
         books.read_good(book, pending, finished, step + 1, state)
         pending = finished
+        if judge is not None and books.is_judged(config, step + 1):
+            pending = _judged(book, judge, finished, state, frozen)
         if books.is_due(book, step + 1):
             books.read_good(book, pending, None, step + 1, state)
             pending = None
@@ -91,11 +110,26 @@ def _iterations(book: Book, stepper: Stepper, state: TrainState, frozen: PyTree,
     return state
 
 
-def _profiled(stepper: Stepper, state, frozen, step: int, prompts):
+def _judged(
+    book: Book, judge: Judge, done: Finished, state: TrainState, frozen: PyTree
+) -> Finished:
+    """The iteration with what is said of the state it has led to, for its line of the log."""
+    jax.block_until_ready(done.metrics)  # its own time is not the evaluation's
+    try:
+        with books.evaluating(book, done.step + 1) as times:
+            found = judge(state, frozen)
+    except (RewardError, StorageError):  # the state is sound
+        books.read(book, done)
+        books.save(book, done.step + 1, state)
+        raise
+    return done._replace(times=done.times | found | times)
+
+
+def _profiled(stepper: Stepper, state, frozen, step: int, batch):
     """Dispatch one iteration and wait for it, with the seconds of its phases in `times`."""
     programs = [text for program in stepper.compiled.values() if (text := program.as_text())]
     (state, finished), seconds = profiled(
-        lambda: stepper.dispatch(state, frozen, step, prompts), programs
+        lambda: stepper.dispatch(state, frozen, step, batch), programs
     )
     times = finished.times | seconds | {"memory/program_bytes": memory_bytes(stepper.compiled)}
     return state, finished._replace(times=times)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -11,61 +12,14 @@ from ppo_jax import __version__, arguments, processes
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
+from ppo_jax.usage import BENCH_USAGE, TRAIN_USAGE, USAGE
 from ppo_jax.xla_flags import set_flags
+
+STAGES = {"train": "BASE", "sft": "SFT"}  # command -> what of an experiment file it trains
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
 # after its flags have been read.
 Parsed = TypeVar("Parsed")
-
-USAGE = """\
-usage: ppo-jax COMMAND ...
-
-PPO fine-tuning of language models in JAX.
-
-commands:
-  train EXPERIMENT [--section.key VALUE ...]     train, or go on; every field is a flag
-  generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
-  score --model DIR --data F --out F             log-probabilities of given responses
-  export --model DIR --out DIR                   write a Hugging Face or PEFT folder
-  plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
-  plan EXPERIMENT --compile --accelerator v6e-8  the same step compiled for a TPU slice or a --gpu
-  bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
-
-`ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
-experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical
-abort, 4 checkpoint unusable, 5 run folder locked, 6 storage, 7 reward failed, 75 preempted.
-"""
-
-TRAIN_USAGE = """\
-usage: ppo-jax train EXPERIMENT [--section.key VALUE ...]
-
-EXPERIMENT is the path of a .py file that defines BASE and REWARD, or a name in experiments/:
-{experiments}
-
-Every field of its BASE is a flag, for example
-  ppo-jax train tiny --hparams.kl_coef 0.1 --hparams.kl_target None --run.progress False
-`ppo-jax train EXPERIMENT --help` lists them all with their values in that experiment. Beside them:
-  --strict_resume        exit with code 4 instead of going back past a damaged checkpoint
-  --allow_config_change  go on with other options than the checkpoint was made with
-A run of several processes needs no flag on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
-each gets
-  --coordinator HOST:PORT --processes N --process K   process 0 listens there; K counts from 0
-  --join_seconds 300                                  that they wait for each other at the start
-  --distributed off                                   alone, whatever the cluster says
-"""
-
-
-BENCH_USAGE = """\
-usage: ppo-jax bench [WORKLOAD ...] [--iterations 5] [--warmup 2] [--out DIR] [--compare FILE]
-                     [--section.key VALUE ...]
-
-WORKLOAD is the path of an experiment file, or a name in experiments/bench/ (none: all that are
-meant for this device):
-{workloads}
-
-Writes DIR/<workload>-<device>-<time>.json (experiments/bench/results); --compare shows an earlier
-one beside it. Every field of a workload's BASE is a flag: `ppo-jax bench WORKLOAD --help`.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +59,8 @@ def _tell(line: str) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    commands = {"train": _train, "generate": _generate, "score": _score, "export": _export}
+    commands = {name: functools.partial(_run, name) for name in STAGES}
+    commands |= {"generate": _generate, "score": _score, "export": _export}
     commands |= {"plan": _plan, "bench": _bench}
     if not words:
         print(USAGE, end="", file=sys.stderr)
@@ -124,23 +79,28 @@ def _dispatch(words: list[str]) -> int:
     return 0
 
 
-def _train(words: list[str]) -> None:
+def _run(command: str, words: list[str]) -> None:
+    """Train what the command trains."""
+    base = STAGES[command]
     if words and words[0] in ("-h", "--help"):
-        print(TRAIN_USAGE.format(experiments=_listed()), end="")
+        defines = ", ".join(dict.fromkeys(("BASE", "REWARD", base)))
+        names = {"command": command, "base": base, "defines": defines}
+        example = "tiny" if command == "train" else "arithmetic"
+        print(TRAIN_USAGE.format(**names, example=example, experiments=_listed()), end="")
         return
     preemption = Preemption()
     with watch(preemption):  # what follows takes seconds to import
-        experiment = _first_experiment("train", words)
+        experiment = _stage(_first_experiment(command, words), base)
         if experiment.base.model.trust_remote_code:
             raise ConfigError(
-                f"{experiment.path}: BASE: model.trust_remote_code=True: running a model's own "
+                f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own "
                 "code is asked for on the command line alone: --model.trust_remote_code True"
             )
         args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
         own, rest = arguments.take_values(arguments.ProcessArgs, rest)
         _check(own)
         processes.check(own)
-        config = parse_config(f"train {words[0]}", rest, experiment)
+        config = parse_config(f"{command} {words[0]}", rest, experiment)
         from ppo_jax.validate import check_config
 
         check_config(config)
@@ -148,7 +108,25 @@ def _train(words: list[str]) -> None:
         with processes.joined(own, preemption):
             from ppo_jax.train import train
 
-            train(config, experiment, args, preemption)
+            train(config, experiment, args, preemption, _kind(command))
+
+
+def _stage(experiment, base: str):
+    """The experiment with that one of its configs as its BASE."""
+    config = {"BASE": experiment.base, "SFT": experiment.sft}[base]
+    if config is None:
+        raise ConfigError(f"{experiment.path}: {base} is missing; expected {base} = a Config")
+    return experiment._replace(base=config)
+
+
+def _kind(command: str):
+    if command == "sft":
+        from ppo_jax.sft import SFT
+
+        return SFT
+    from ppo_jax.kind import PPO
+
+    return PPO
 
 
 def _plan(words: list[str]) -> None:
@@ -258,7 +236,15 @@ def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Pars
 def parse_config(command: str, words: list[str], experiment):
     """The experiment's BASE with the flags' values in it."""
     base = experiment.base
-    return _parse(type(base), command, words, default=base, description=experiment.doc)
+    config = _parse(type(base), command, words, default=base, description=experiment.doc)
+    paths = {key: getattr(config.model, key) for key in ("path", "critic_path")}
+    if not any(path is not None and path.startswith("@") for path in paths.values()):
+        return config
+    from ppo_jax.config import replace
+    from ppo_jax.stages import resolve
+
+    found = {key: resolve(path, config, experiment.name) for key, path in paths.items()}
+    return replace(config, **{f"model.{key}": path for key, path in found.items()})
 
 
 def _check(args) -> None:

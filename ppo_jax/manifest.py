@@ -7,6 +7,7 @@
 Orbax keeps no checksums of array data: a flipped bit would be restored without a word.
 """
 
+import contextlib
 import hashlib
 import json
 import time
@@ -50,6 +51,19 @@ def step_of(path: Path) -> int | None:
 def latest_step(path: Path) -> int | None:
     """The newest step saved, None where there is none."""
     return max(steps(path), default=None)
+
+
+def best_step(path: Path) -> int | None:
+    """The step that was best, by the measure that was used last; None where none was measured."""
+    measured = {}
+    for step in steps(path):
+        with contextlib.suppress(CheckpointError):  # a damaged record is no best one
+            match read_record(path, step)["facts"].get("goodness"):
+                case [name, number]:
+                    measured[step] = name, number
+    last = measured[max(measured)][0] if measured else None
+    goodness = {step: number for step, (name, number) in measured.items() if name == last}
+    return max(goodness, key=goodness.__getitem__, default=None)
 
 
 def write_record(folder: Path, step: int, facts: Mapping[str, Any]) -> None:

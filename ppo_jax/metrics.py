@@ -18,10 +18,12 @@ from ppo_jax import faults
 from ppo_jax.config_io import NONFINITE
 from ppo_jax.errors import StorageError
 from ppo_jax.processes import is_writer
+from ppo_jax.rewards.base import ROWS
 from ppo_jax.run_folder import RunFolder, read_lines
 from ppo_jax.storage import publish, to_append
 from ppo_jax.types import Array
 
+REWARD = "reward/"  # before the name of a part
 PHASES = ("rollout", "score", "update")
 
 
@@ -77,8 +79,13 @@ def open_metrics(folder: RunFolder) -> Iterator[MetricsLog]:
 
 
 def to_host(metrics: Mapping[str, Array]) -> dict[str, float | int]:
-    """Scalars of the device as Python numbers, fetched together: this waits for their step."""
-    return {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
+    """Scalars of the device as Python numbers, fetched together: this waits for their step.
+
+    The mean of a reward that speaks of some rows alone is left out where the batch has none.
+    """
+    found = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
+    rows = lambda name: found.get(f"{REWARD}{ROWS}{name.removeprefix(REWARD)}")
+    return {name: value for name, value in found.items() if rows(name) != 0}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -95,12 +102,14 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def throughput(metrics: Mapping[str, float | int], sequences: int) -> dict[str, float]:
-    """Response tokens a second: `throughput/total`, and by phase where phases were timed.
+    """Response tokens a second: `throughput/total`, and by phase where phases were timed; where
+    nothing was sampled, tokens of all that was trained on.
 
     `sequences` is the number of sequences an iteration; seconds come from `time/iteration` and
     `time/rollout`, `time/score`, `time/update`.
     """
     tokens = metrics.get("rollout/length_mean", math.nan) * sequences
+    tokens = metrics.get("tokens", tokens)
     times = {"total": metrics.get("time/iteration")}
     times |= {phase: metrics.get(f"time/{phase}") for phase in PHASES}
     return {f"throughput/{name}": tokens / time for name, time in times.items() if time}

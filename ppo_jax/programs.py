@@ -5,6 +5,7 @@ several processes each of them calls the rewards for the rows that lie on its ow
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppo_jax import data, faults, freed_memory
-from ppo_jax.agreement import meet, together
+from ppo_jax import data, faults
+from ppo_jax.agreement import together
+from ppo_jax.compiled import KEEP, Built, program
 from ppo_jax.config import ParallelOptions
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.evaluate import response_texts
@@ -32,7 +34,6 @@ from ppo_jax.sharding import (
 from ppo_jax.step import device_scores, learn, sample_rollout, score_rollout, train_step
 from ppo_jax.types import Prompts, PyTree, Rollout, TrainState
 
-KEEP = object()  # of a result: laid out as the program's first argument, the state, is
 REWARD = "reward/"  # before the name of a score, in the log
 FAILED = "reward/failed"  # rows that a host reward gave no score; reward/masked: any reward
 MAX_EMPTY = 3  # batches in a row without any score, after which the reward is taken for broken
@@ -47,8 +48,8 @@ class Finished(NamedTuple):
     step: int
     prompts: Prompts  # on the host
     metrics: dict[str, jax.Array]
-    rollout: Rollout
-    scores_B: jax.Array
+    rollout: Rollout | None  # None: nothing was sampled
+    scores_B: jax.Array | None
     times: dict[str, float]  # seconds
     failed: Failed = {}  # by a host reward
 
@@ -71,13 +72,8 @@ class Past(NamedTuple):
 FRESH = Past()
 
 
-class _Built(NamedTuple):
-    compiled: dict[str, jax.stages.Compiled]
-    compile_seconds: dict[str, float]
-
-
 def make_stepper(run: Run, past: Past = FRESH) -> Stepper:
-    built = _Built({}, {})
+    built = Built({}, {})
     return Stepper(_cut(run, built, past) if run.has_host_reward else _fused(run, built), *built)
 
 
@@ -96,11 +92,12 @@ def past_scores(run: Run, rows: Sequence[Mapping[str, Any]]) -> Past:
     return Past(names, empty)
 
 
-def _fused(run: Run, built: _Built):
+def _fused(run: Run, built: Built):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
-    step_program = _program(
-        built, "train_step", run, train_step, (KEEP, whole, rows, rows), donate=True
+    on = lambda function: functools.partial(function, run.setup)
+    step_program = program(
+        built, "train_step", on(train_step), (KEEP, whole, rows, rows), donate=True
     )
 
     def dispatch(state, frozen, step: int, prompts: Prompts):
@@ -111,12 +108,13 @@ def _fused(run: Run, built: _Built):
     return dispatch
 
 
-def _cut(run: Run, built: _Built, past: Past):
+def _cut(run: Run, built: Built, past: Past):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
-    sample = _program(built, "sample", run, sample_rollout, rows)
-    score = _program(built, "score", run, _score, rows)
-    update = _program(built, "update", run, learn, (KEEP, whole, rows, rows), donate=True)
+    on = lambda function: functools.partial(function, run.setup)
+    sample = program(built, "sample", on(sample_rollout), rows)
+    score = program(built, "score", on(_score), rows)
+    update = program(built, "update", on(learn), (KEEP, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
     empty = past.empty
 
@@ -168,31 +166,6 @@ def _under_known_names(names: list[str], scores: Scores, failed: Failed, size: i
 def _score(setup, state, frozen, hparams, rollout, columns):
     scored = score_rollout(setup, state, frozen, hparams, rollout)
     return scored, device_scores(setup, frozen, rollout, columns)
-
-
-def _program(built: _Built, name: str, run: Run, function, out_shardings, *, donate=False):
-    """`function(setup, …)` compiled by the first call, for its arguments' shapes and for good: a
-    later call with others is an error instead of another compilation."""
-
-    def traced(*arguments):
-        return function(run.setup, *arguments)
-
-    traced.__name__ = name
-
-    def call(*arguments):
-        if name not in built.compiled:
-            clock = time.monotonic()
-            as_it_is = jax.tree.map(lambda x: x.sharding, arguments[0])
-            shardings = jax.tree.map(lambda s: as_it_is if s is KEEP else s, out_shardings)
-            donated = 0 if donate else ()
-            jitted = jax.jit(traced, donate_argnums=donated, out_shardings=shardings)
-            built.compiled[name] = jitted.lower(*arguments).compile()
-            built.compile_seconds[name] = time.monotonic() - clock
-            freed_memory.give_back()
-            meet(f"compiled {name}")
-        return built.compiled[name](*arguments)
-
-    return call
 
 
 def host_scores(run: Run, prompts: Prompts, rollout: Rollout, step: int) -> tuple[Scores, Failed]:
@@ -276,8 +249,8 @@ def memory_bytes(compiled: dict[str, jax.stages.Compiled]) -> int:
 def largest_memory(compiled: dict[str, jax.stages.Compiled]) -> dict[str, int]:
     """Bytes of the program that needs most, by what they hold; aliased outputs count once."""
     parts = []
-    for program in compiled.values():
-        a = program.memory_analysis()
+    for one in compiled.values():
+        a = one.memory_analysis()
         held = {
             "arguments": a.argument_size_in_bytes,
             "outputs": a.output_size_in_bytes - a.alias_size_in_bytes,

@@ -127,8 +127,10 @@ def _weights(source: Source) -> str | None:
 
 def _run(source: Source) -> str | None:
     """Of the checkpoint that a run would be read from; None for random weights."""
-    step = None if source.run is None else manifest.latest_step(source.run.checkpoints)
-    if source.run is None or step is None:
+    if source.run is None:
+        return None
+    step = manifest.latest_step(source.run.checkpoints) if source.step is None else source.step
+    if step is None:
         return None
     files = manifest.read_record(source.run.checkpoints, step)["files"]
     return _sha256(json.dumps(files, sort_keys=True))

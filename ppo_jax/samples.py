@@ -3,16 +3,14 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import data
-from ppo_jax.agreement import on_first
 from ppo_jax.evaluate import pad_rows, response_texts
+from ppo_jax.evaluation import score_everywhere, total
 from ppo_jax.prepare import Run
 from ppo_jax.processes import is_writer
-from ppo_jax.programs import Finished, call_rewards
-from ppo_jax.reward import combine_scores
+from ppo_jax.programs import Finished
 from ppo_jax.sharding import fetch_own_rows, own_rows, put_batch, put_replicated
 from ppo_jax.types import Prompts, PyTree, TrainState
 
@@ -22,6 +20,7 @@ SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this 
 def sample_rows(run: Run, done: Finished) -> list[dict]:
     """One row a sequence of this process for samples.jsonl."""
     mesh, rollout = run.setup.mesh, done.rollout
+    assert rollout is not None
     own = own_rows(mesh, len(done.prompts.prompt_index_B))
     prompts = jax.tree.map(lambda x: np.asarray(x)[own], done.prompts)
     arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B, done.scores_B
@@ -56,20 +55,10 @@ def shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     on_devices = put_batch(mesh, padded), put_replicated(mesh, key)
     found = evaluate(state.params, frozen, run.hparams.temperature, *on_devices)
     rollout, raw = jax.device_get(found)
-    if run.has_host_reward:
-        texts = response_texts(run.tokenizer, rollout.response_ids_BT, rollout.lengths_B)
-        on_first("shown", lambda: raw.update(_host_scores(run, padded, texts)))
+    raw = score_everywhere(run, padded, rollout, raw, SHOWN_KEY)
     if not is_writer():
         return []
-    raw, here = jax.tree.map(jnp.asarray, (raw, rollout))
-    scores = combine_scores(raw, run.setup.weights, here, on_error=run.config.reward.on_error)
+    scores_B = np.asarray(total(run, raw, rollout).total_B)
     arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B
-    return _rows(run, padded, *arrays, np.asarray(scores.total_B))[: prompts.ids_BP.shape[0]]
-
-
-def _host_scores(run: Run, prompts: Prompts, texts: list[str]) -> dict[str, np.ndarray]:
-    """Scores of all host-side rewards, called in this process alone."""
-    nothing = np.full(len(texts), np.nan, np.float32)
-    found = call_rewards(run, prompts, list(range(len(texts))), texts, SHOWN_KEY)
-    of = lambda part, here: here.scores or {part: nothing}
-    return {name: x for part, here in found.items() for name, x in of(part, here).items()}
+    rows = _rows(run, padded, *arrays, scores_B)[: prompts.ids_BP.shape[0]]
+    return rows if run.parts else [{**row, "score": None} for row in rows]

@@ -20,11 +20,12 @@ from ppo_jax.config_io import load_config, save_config
 from ppo_jax.errors import ConfigError, DataError, PPOJaxError, Preempted, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hf_folder import CONFIG, whole_folder
+from ppo_jax.kind import PPO, Kind
 from ppo_jax.loading import Source
 from ppo_jax.loop import iterate
 from ppo_jax.metrics import MetricsLog, open_metrics, read_metrics
 from ppo_jax.preemption import Preemption
-from ppo_jax.prepare import Opened, open_run_of, prepare, read_dataset
+from ppo_jax.prepare import Opened
 from ppo_jax.processes import is_writer
 from ppo_jax.programs import check_own_rows
 from ppo_jax.restore import Unreadable, abstract_like, restore
@@ -43,6 +44,7 @@ from ppo_jax.run_folder import (
     write_status,
 )
 from ppo_jax.run_header import header_facts, kernels
+from ppo_jax.stages import BEST
 from ppo_jax.text import one_line
 from ppo_jax.types import TrainState
 from ppo_jax.validate import check_devices
@@ -54,6 +56,7 @@ def train(
     experiment: Experiment,
     args: TrainArgs | None = None,
     preemption: Preemption | None = None,
+    kind: Kind = PPO,
 ) -> None:
     """Train to the end, or go on from the run folder's newest sound checkpoint.
 
@@ -70,9 +73,11 @@ def train(
         check_shared(folder)
         check_devices(config, _device_count(), processes.count())
         config = _as_begun(config, experiment.name)
-        opened = open_run_of(config, experiment.reward, read_dataset)
+        opened = kind.open(config, experiment)
         config = opened.config
         facts = run_facts(config, experiment, opened.source, opened.critic, opened.dataset)
+        if not opened.parts:
+            facts["reward"] = None  # which the experiment's file may well define
         check_alike(facts)
         check_own_rows(config.parallel, opened.parts, jax.devices())
         keep = config.run.keep
@@ -87,9 +92,7 @@ def train(
             return
         call_host = _host_rewards(stack, experiment, folder, opened)
         _describe(folder, opened)
-        run, state, frozen = prepare(
-            config, opened.source, opened.dataset, opened.parts, opened.critic
-        )
+        run, state, frozen = kind.prepare(opened)
         run = run._replace(call_host=call_host)
         freed_memory.give_back(caches=True)
         console.show_header(header_facts(run, folder, experiment, state))
@@ -100,7 +103,7 @@ def train(
         log = stack.enter_context(open_metrics(folder))
         write_status(folder, "running", start or 0, saved=start)
         with _said_in_status(folder, log, saver):
-            iterate(run, folder, state, frozen, saver, log, preemption, start or 0)
+            iterate(kind, run, folder, state, frozen, saver, log, preemption, start or 0)
     write_status(folder, "done", config.run.iterations, saved=saver.durable)
     if is_writer():
         console.show_summary(read_metrics(folder.metrics), time.monotonic() - began, folder.root)
@@ -263,14 +266,16 @@ def _keep_tokenizer(folder: RunFolder, source: Source, config: Config) -> None:
 
 def _as_begun(config: Config, experiment: str) -> Config:
     """A hub id without a revision goes on from the commit that the run in this folder began with,
-    wherever its branch stands by now; so does the base of adapters."""
+    wherever its branch stands by now, and a run's best step from the one it was; so does the base
+    of adapters."""
     stored = run_folder(run_path(config.run, experiment)).config
     if not stored.is_file():
         return config
     began, names = load_config(stored).model, {}
     for key in ("path", "critic_path"):
         name, old = getattr(config.model, key), getattr(began, key)
-        if name is not None and old is not None and old.partition("@")[0] == name:
+        asked = None if name is None else name.removesuffix(f"@{BEST}")
+        if asked is not None and old is not None and old.partition("@")[0] == asked:
             names[key] = old
     if config.model.base_path is None and names.get("path", config.model.path) == began.path:
         names["base_path"] = began.base_path

@@ -140,7 +140,7 @@ def _minibatch_step(config, hparams, optimisers, gradients_of, losses, *, freeze
                 apply &= ~(freeze | stop)
             elif shared:
                 apply &= ~stop
-            params[group], opt_state[group] = _apply_if(
+            params[group], opt_state[group] = apply_if(
                 apply,
                 *getattr(optimisers, group),
                 carry.params[group],
@@ -186,7 +186,7 @@ def _norm(tree):
     return clip_by_global_norm(tree, None)[1]
 
 
-def _apply_if(apply: Array, transform, learning_rate: Array, params, opt_state, grads):
+def apply_if(apply: Array, transform, learning_rate: Array, params, opt_state, grads):
     """(params, opt_state) after an optimiser step, or as they are; written over the old ones.
 
     In what form XLA writes in place differs: on the CPU and on a TPU a branch (a selection needs

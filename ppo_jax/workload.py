@@ -68,16 +68,17 @@ def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainSta
     """
     workload = workload_of(experiment)
     opened = open_run_of(config, experiment.reward, functools.partial(dataset_of, workload))
-    config, source, critic, dataset, parts = opened
-    loaded = prepare(config, source, dataset, parts, critic)
+    loaded = prepare(opened)
     freed_memory.give_back(caches=True)
     return loaded
 
 
-def dataset_of(workload: Workload, config: Config, source: Source) -> data.Dataset:
-    """Random prompts, or those of `data.path`."""
+def dataset_of(
+    workload: Workload, config: Config, source: Source, texts: tuple[str, ...]
+) -> data.Dataset:
+    """Random prompts, or those of `data.path` (see `prepare.read_dataset`)."""
     if workload.prompt_tokens is None:
-        return read_dataset(config, source)
+        return read_dataset(config, source, texts)
     return random_dataset(workload, config, source.config)
 
 

@@ -13,7 +13,7 @@ from ppo_jax import data
 from ppo_jax.config import replace
 from ppo_jax.errors import RewardError
 from ppo_jax.loading import open_source, resolve_options
-from ppo_jax.prepare import prepare
+from ppo_jax.prepare import Opened, prepare
 from ppo_jax.programs import FRESH, MAX_EMPTY, make_stepper, past_scores
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.samples import sample_rows
@@ -48,7 +48,7 @@ def prepared(config, reward):
     """(run, stepper, state, frozen, batch(step))"""
     source = open_source(None, CONFIG.model.shape)
     dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=259)
-    run, state, frozen = prepare(config, source, dataset, parse_rewards(reward))
+    run, state, frozen = prepare(Opened(config, source, None, dataset, parse_rewards(reward)))
     batch = functools.partial(data.make_batch, dataset, config, pad_id=run.pad_id, width=run.width)
     return run, make_stepper(run), state, frozen, batch
 

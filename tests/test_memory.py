@@ -10,7 +10,7 @@ from ppo_jax.decoder import make_decoder
 from ppo_jax.loading import open_source, resolve_options
 from ppo_jax.memory import memory_of
 from ppo_jax.memory_weights import Case, abstract_weights, tree_bytes
-from ppo_jax.prepare import prepare
+from ppo_jax.prepare import Opened, prepare
 from ppo_jax.programs import memory_bytes
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.sharding import make_mesh
@@ -163,7 +163,7 @@ def test_weights_are_those_that_training_prepares(name, tmp_path):
     source = open_source(None, config.model.shape)
     config = replace(config, **{"model": resolve_options(config.model, source)})
     dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=259)
-    _, state, frozen = prepare(config, source, dataset, parse_rewards(ascii_share))
+    _, state, frozen = prepare(Opened(config, source, None, dataset, parse_rewards(ascii_share)))
     critic = source.config if config.model.critic == "separate" else None
     shapes, still = abstract_weights(config, source.config, critic)
     frozen = {name: tree for name, tree in frozen.items() if name != "reward"}

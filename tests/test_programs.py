@@ -9,7 +9,7 @@ import pytest
 from ppo_jax import data
 from ppo_jax.config import replace
 from ppo_jax.loading import open_source, resolve_options
-from ppo_jax.prepare import prepare
+from ppo_jax.prepare import Opened, prepare
 from ppo_jax.programs import make_stepper
 from ppo_jax.rewards.base import parse_rewards
 from step_builders import assert_close
@@ -29,7 +29,9 @@ def iterations(tmp_path_factory):
 
     @functools.cache
     def run_with(kind: str):
-        run, state, frozen = prepare(config, source, dataset, parse_rewards(KINDS[kind]))
+        run, state, frozen = prepare(
+            Opened(config, source, None, dataset, parse_rewards(KINDS[kind]))
+        )
         stepper = make_stepper(run)
         states, done = [state], []
         for step in range(2):

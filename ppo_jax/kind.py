@@ -1,0 +1,37 @@
+"""What a run trains: the few places where fine-tuning by rewards, on given responses and on
+preferences differ. All else of a run, from its mesh to its checkpoints, is the same."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ppo_jax import data
+from ppo_jax.config import Config
+from ppo_jax.experiment import Experiment
+from ppo_jax.prepare import Opened, Run, open_run_of, prepare, read_dataset
+from ppo_jax.programs import Past, Stepper, make_stepper
+from ppo_jax.types import Prompts, PyTree, TrainState
+
+Judge = Callable[[TrainState, PyTree], dict[str, float]]  # (state, frozen) -> `eval/...` metrics
+
+
+class Kind(NamedTuple):
+    """What one command trains."""
+
+    command: str  # of ppo-jax
+    open: Callable[[Config, Experiment], Opened]
+    prepare: Callable[[Opened], tuple[Run, TrainState, PyTree]]
+    make_batch: Callable[[Run, int], Any]  # of a step, on the host; a function of (seed, step)
+    make_stepper: Callable[[Run, Past], Stepper]
+    make_judge: Callable[[Run], Judge] | None  # on data.eval_path; None: it has none
+    generates: bool  # its model continues prompts, which are shown before and after
+
+
+def _open(config: Config, experiment: Experiment) -> Opened:
+    return open_run_of(config, experiment.reward, read_dataset)
+
+
+def _batch(run: Run, step: int) -> Prompts:
+    return data.make_batch(run.dataset, run.config, step, pad_id=run.pad_id, width=run.width)
+
+
+PPO = Kind("train", _open, prepare, _batch, make_stepper, None, generates=True)

@@ -1,0 +1,72 @@
+"""Which run a model's name means: `@sft` of an experiment's own runs, `RUN@best` of its steps."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+
+from ppo_jax import manifest
+from ppo_jax.config import Config
+from ppo_jax.errors import CheckpointError, ConfigError
+from ppo_jax.run_folder import RunFolder, run_folder, run_path
+from ppo_jax.storage import as_path
+
+# Names of the runs that an experiment's stages leave, and the cells those are in; "": the config's.
+STAGES = {"@sft": "sft", "@reward-model": "reward-model", "@train": ""}
+BEST = "best"
+
+
+def resolve(path: str | None, config: Config, experiment: str) -> str | None:
+    """The model's path, where it is a stage's name the run of that stage with this root and seed.
+
+    An SFT or reward model is taken at its best step, if its steps were measured. ConfigError where
+    that run is not there or has not ended.
+    """
+    if path is None or not path.startswith("@"):
+        return path
+    if path not in STAGES:
+        near = difflib.get_close_matches(path, STAGES, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"model.path={path}: no stage of an experiment; nearest valid: {near}")
+    options = dataclasses.replace(config.run, cell=STAGES[path] or config.run.cell)
+    run = run_folder(run_path(options, experiment))
+    command = f"ppo-jax {path[1:]} {experiment} --run.seed {config.run.seed}"
+    if not run.checkpoints.is_dir():
+        raise ConfigError(f"{path}: no run {run.root}; make it with `{command}`")
+    status = _status(run)
+    if status != "done":
+        raise ConfigError(f"{path}: {run.root} has not ended ({status}); go on with `{command}`")
+    if path != "@train" and manifest.best_step(run.checkpoints) is not None:
+        return f"{run.root}@{BEST}"
+    return str(run.root)
+
+
+def _status(run: RunFolder) -> str:
+    try:
+        return json.loads(run.status.read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "no status"
+
+
+def run_at(path: str) -> tuple[Path, int | None]:
+    """(run folder, step) of RUN@STEP and RUN@best; (path, None) of any other name.
+
+    CheckpointError where the run has no such step.
+    """
+    name, at, which = path.rpartition("@")
+    folder = as_path(name if at else path, "model").expanduser()
+    if not at or not (folder / "checkpoints").is_dir():
+        return as_path(path, "model").expanduser(), None
+    checkpoints = run_folder(folder).checkpoints
+    if which == BEST:
+        step = manifest.best_step(checkpoints)
+        if step is None:
+            raise CheckpointError(
+                f"{path}: no step of that run was measured (run.keep_best, or -name); nearest: "
+                f"{name}@{manifest.latest_step(checkpoints)}"
+            )
+        return folder, step
+    have = manifest.steps(checkpoints)
+    if not which.isdecimal() or int(which) not in have:
+        there = ", ".join(map(str, have)) or "none"
+        raise CheckpointError(f"{path}: no step {which}; there: {there}, or {BEST}")
+    return folder, int(which)

@@ -1,0 +1,53 @@
+"""What the commands say of themselves."""
+
+USAGE = """\
+usage: ppo-jax COMMAND ...
+
+PPO fine-tuning of language models in JAX.
+
+commands:
+  train EXPERIMENT [--section.key VALUE ...]     train, or go on; every field is a flag
+  sft EXPERIMENT [--section.key VALUE ...]       the same on given responses: the file's SFT
+  generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
+  score --model DIR --data F --out F             log-probabilities of given responses
+  export --model DIR --out DIR                   write a Hugging Face or PEFT folder
+  plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
+  plan EXPERIMENT --compile --accelerator v6e-8  the same step compiled for a TPU slice or a --gpu
+  bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
+
+`ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
+experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical
+abort, 4 checkpoint unusable, 5 run folder locked, 6 storage, 7 reward failed, 75 preempted.
+"""
+
+TRAIN_USAGE = """\
+usage: ppo-jax {command} EXPERIMENT [--section.key VALUE ...]
+
+EXPERIMENT is the path of a .py file that defines {defines}, or a name in
+experiments/:
+{experiments}
+
+Every field of its {base} is a flag, for example
+  ppo-jax {command} {example} --run.seed 1 --optim.weight_decay None --run.progress False
+`ppo-jax {command} EXPERIMENT --help` lists them all with their values in that experiment. Beside
+them:
+  --strict_resume        exit with code 4 instead of going back past a damaged checkpoint
+  --allow_config_change  go on with other options than the checkpoint was made with
+A run of several processes needs no flag on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
+each gets
+  --coordinator HOST:PORT --processes N --process K   process 0 listens there; K counts from 0
+  --join_seconds 300                                  that they wait for each other at the start
+  --distributed off                                   alone, whatever the cluster says
+"""
+
+BENCH_USAGE = """\
+usage: ppo-jax bench [WORKLOAD ...] [--iterations 5] [--warmup 2] [--out DIR] [--compare FILE]
+                     [--section.key VALUE ...]
+
+WORKLOAD is the path of an experiment file, or a name in experiments/bench/ (none: all that are
+meant for this device):
+{workloads}
+
+Writes DIR/<workload>-<device>-<time>.json (experiments/bench/results); --compare shows an earlier
+one beside it. Every field of a workload's BASE is a flag: `ppo-jax bench WORKLOAD --help`.
+"""
