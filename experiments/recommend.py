@@ -2,12 +2,12 @@
 
     make pipeline EXP=recommend     (SEED=1 for another seed)
 
-The prompt lists five items that a user had and five on the shelf (`had KTBMC shelf AFQZE:`), the
-response is one item, its reward 1 if that user clicked it. Users are made up: their tastes for five
-genres and the items' popularity are behind the clicks, but not in the data. SFT sees 400 clicks,
-PPO the rewards of 4,000 others. Among the held-out clicks the item that is most popular is hit
-with 0.318, and with 0.583 by one who knows the tastes (`experiments/data/_make_recommend.py`).
-SmolLM2 instead: `ppo-jax sft recommend --model.path smollm2-135m`. Hardware: two CPU cores.
+The prompt lists five items that a user had and five on the shelf (`had K T B M C shelf A F Q Z E:`),
+the response is one item, its reward 1 if that user clicked it. Users are made up: their tastes for
+five genres and the items' popularity are behind the clicks, but not in the data. SFT sees 400
+clicks, PPO the rewards of 4,000 others. Of the held-out clicks the most popular item of the shelf
+hits 0.318, and 0.583 one who knows the tastes (`experiments/data/_make_recommend.py`). SmolLM2
+instead: `ppo-jax sft recommend --model.path smollm2-135m`. Hardware: two CPU cores.
 
 Expected: not yet measured.
 """
@@ -33,7 +33,7 @@ SHAPE = ModelConfig(  # 0.36 million weights
 SFT = Config(
     model=ModelOptions(path=None, shape=SHAPE, remat="none"),
     data=DataOptions(
-        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=24
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=32
     ),
     rollout=RolloutOptions(batch_size=100, max_new_tokens=2),
     ppo=PPOOptions(token_sizes=None),
@@ -47,7 +47,7 @@ SFT = Config(
 BASE = Config(
     model=ModelOptions(path="@sft", remat="none"),
     data=DataOptions(
-        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=24
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=32
     ),
     rollout=RolloutOptions(batch_size=256, max_new_tokens=2),
     ppo=PPOOptions(epochs=2, minibatches=4, token_sizes=None),

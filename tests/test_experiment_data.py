@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -133,19 +134,20 @@ def test_labels_of_sentences():
         assert found == labels
 
 
+def visit(row: dict) -> tuple[str, str, str]:
+    """(history, shelf, click), an item a letter."""
+    had, shelf = row["prompt"].removeprefix("had").rstrip(":").split("shelf")
+    return had.replace(" ", ""), shelf.replace(" ", ""), row.get("answer", row.get("response"))
+
+
 def test_clicks_are_on_the_shelf_and_the_baselines_as_stated(generator):
-    clicked, shown = dict.fromkeys(range(128), 0), dict.fromkeys(range(128), 0)
-    for row in rows("recommend", *SPLITS):
-        _, history, _, shelf = row["prompt"].rstrip(":").split()
-        click = row.get("answer", row.get("response"))
+    for history, shelf, click in map(visit, rows("recommend", *SPLITS)):
         assert len({*history, *shelf}) == 10 and click in shelf
-    for row in rows("recommend", "ppo"):
-        for item in row["prompt"][-6:-1]:
-            shown[ord(item)] += 1
-        clicked[ord(row["answer"])] += 1
-    share = {chr(item): clicked[item] / shown[item] for item in shown if shown[item]}
-    held_out = rows("recommend", "eval")
-    hits = sum(max(r["prompt"][-6:-1], key=share.__getitem__) == r["answer"] for r in held_out)
+    practised, held_out = (list(map(visit, rows("recommend", name))) for name in ("ppo", "eval"))
+    shown = Counter(item for _, shelf, _ in practised for item in shelf)
+    clicked = Counter(click for *_, click in practised)
+    share = lambda item: clicked[item] / shown[item]
+    hits = sum(max(shelf, key=share) == click for _, shelf, click in held_out)
     rate = hits / len(held_out)
     make = generator("recommend")
     assert make.popularity_hit_rate() == pytest.approx(rate)

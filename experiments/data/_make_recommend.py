@@ -2,7 +2,7 @@
 
     .venv/bin/python experiments/data/_make_recommend.py
 
-    had KTBMC shelf AFQZE:                Q
+    had K T B M C shelf A F Q Z E:                Q
 
 The 26 items are letters. Each has a genre and a popularity, each user a taste for the genres;
 neither is in the data. History and clicks are drawn by softmax of taste plus popularity, so no
@@ -48,7 +48,7 @@ def visits() -> dict[str, list[Visit]]:
 
 
 def prompt(visit: Visit) -> str:
-    return f"had {visit.history} shelf {visit.shelf}:"
+    return f"had {' '.join(visit.history)} shelf {' '.join(visit.shelf)}:"
 
 
 def splits() -> dict[str, list[dict]]:
