@@ -2,7 +2,7 @@
 
     make pipeline EXP=recommend     (SEED=1 for another seed)
 
-The prompt lists five items that a user had and five on the shelf (`had K T B M C shelf A F Q Z E:`),
+The prompt lists five items a user had and five on the shelf (`had K T B M C shelf A F Q Z E:`),
 the response is one item, its reward 1 if that user clicked it. Users are made up: their tastes for
 five genres and the items' popularity are behind the clicks, but not in the data. SFT sees 400
 clicks, PPO the rewards of 4,000 others. Of the held-out clicks the most popular item of the shelf
