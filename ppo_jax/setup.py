@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from ppo_jax.config import Config
 from ppo_jax.decoder import Decoder
+from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.rollout import stop_ids
 from ppo_jax.scoring import Scorer
 from ppo_jax.sharding import batch_devices
@@ -21,6 +22,7 @@ class Setup(NamedTuple):
     critic: Decoder
     device_rewards: dict[str, Callable]  # name -> fn(rollout, columns, tables)
     weights: dict[str, float]  # of every reward part
+    environment: DeviceEnv | None = None  # what the policy talks with; its tables: frozen["env"]
 
     @property
     def scorer(self) -> Scorer:

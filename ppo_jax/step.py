@@ -37,7 +37,8 @@ RawScores = dict[str, Array]  # reward part -> [B] or [B, T]
 def train_step(
     setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, prompts: Prompts
 ) -> tuple[TrainState, dict[str, Array], Rollout, Array]:
-    """One iteration in one program. `frozen`: the weights that stay still, see `trunks`.
+    """One iteration in one program. `frozen`: the weights that stay still, see `trunks`, and the
+    tables of rewards and environment.
 
     Returns (state, metrics, rollout, scores_B), the last two for the log.
     """
@@ -58,7 +59,8 @@ def sample_rollout(
 ) -> Rollout:
     k_sample, _ = step_keys(state)
     params = assemble(frozen, state.params)
-    return sample_with(setup, params, prompts, k_sample, hparams.temperature)
+    tables = frozen.get("env")
+    return sample_with(setup, params, prompts, k_sample, hparams.temperature, tables=tables)
 
 
 def score_rollout(
@@ -67,15 +69,33 @@ def score_rollout(
     return scoring_passes(setup, state, frozen, hparams, rollout, step_keys(state)[1])
 
 
-def sample_with(setup: Setup, params: PyTree, prompts: Prompts, key: Array, temperature) -> Rollout:
-    """Per device, under `shard_map`: own decode loop, own early exit."""
+def sample_with(
+    setup: Setup,
+    params: PyTree,
+    prompts: Prompts,
+    key: Array,
+    temperature,
+    *,
+    greedy: bool = False,
+    tables: PyTree = None,
+) -> Rollout:
+    """Per device, under `shard_map`: own decode loop, own early exit. `tables`: frozen["env"]."""
     with jax.named_scope("rollout"):
         policy = rollout_copy(setup.decoder, params["policy"], setup.config.rollout.weights)
         on_trunk = setup.has_critic and "trunk" not in params["value"]
         head = params["value"]["head"] if on_trunk else None
-        under = setup.config.parallel.rollout
-        sample = sharded_sample(setup.mesh, setup.decoder, setup.config.rollout, under=under)
-        return sample(policy, head, prompts._replace(columns={}), key, temperature)
+        options, under = setup.config.rollout, setup.config.parallel.rollout
+        sample = sharded_sample(
+            setup.mesh,
+            setup.decoder,
+            options,
+            greedy=greedy,
+            under=under,
+            environment=setup.environment,
+        )
+        if setup.environment is None:
+            return sample(policy, head, prompts._replace(columns={}), key, temperature)
+        return sample(policy, head, prompts, key, temperature, tables)
 
 
 def device_scores(setup: Setup, frozen: PyTree, rollout: Rollout, columns) -> RawScores:

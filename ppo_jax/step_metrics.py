@@ -61,7 +61,7 @@ def iteration_metrics(
         "objective/rlhf_reward": scores.mean(final_B) - penalty,
         "objective/rewards": scores.mean(rewards_BT.sum(axis=1)),
         "objective/kl_coef": state.kl_coef,
-        "rollout/length_mean": rollout.lengths_B.astype(jnp.float32).mean(),
+        "rollout/length_mean": rollout.generated_B.astype(jnp.float32).mean(),
         "rollout/length_max": rollout.lengths_B.max().astype(jnp.float32),
         "rollout/ended": rollout.ended_B.astype(jnp.float32).mean(),
         "rollout/slot_use": slot_use(rollout),
@@ -75,14 +75,15 @@ def iteration_metrics(
         "update/nonfinite_in_row": nonfinite.astype(jnp.float32),
         "episode": (state.step + 1.0) * config.rollout.batch_size,
     }
-    metrics |= {f"reward/{name}": scores.mean(part_B) for name, part_B in scores.parts.items()}
+    metrics |= {f"reward/{name}": scores.part_mean(name) for name in scores.parts}
+    metrics |= {f"env/{name}": x_B.mean() for name, x_B in (rollout.measures or {}).items()}
     if scores.valid_B is not None:
         metrics["reward/masked"] = (~scores.valid_B).sum().astype(jnp.float32)
     return metrics | {UPDATE_NAMES[k]: v for k, v in stats.items() if k in UPDATE_NAMES}
 
 
 def slot_use(rollout: Rollout) -> Array:
-    """Share of the decode loops' slots x steps that drew a token; 1 where no loop ran."""
+    """Share of the decode loops' slots x steps that took a token; 1 where no loop ran."""
     drawn = (rollout.lengths_B - 1).astype(jnp.float32).sum()  # a first token is of the prefill
     steps = rollout.slot_steps_B.sum()
     return jnp.where(steps > 0, drawn / jnp.maximum(steps, 1.0), 1.0)

@@ -17,6 +17,7 @@ Prefixes: none = current policy, `old_` = the policy that sampled, `ref_` = the 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 PyTree = Any
@@ -44,18 +45,41 @@ class Prompts(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What the sampler returns. Masks come from lengths, so the pad id may equal an EOS id."""
+    """What the sampler returns. Masks come from lengths, so the pad id may equal an EOS id.
+
+    With an environment a response is a dialogue: observations are real tokens but not generated
+    ones, and may stand anywhere in it.
+    """
 
     prompt_ids_BP: Array  # int32
     prompt_mask_BP: Array  # bool
     response_ids_BT: Array  # int32, pad id after the last real token
-    mask_BT: Array  # float32, 1 on real tokens, the stop token included
+    mask_BT: Array  # float32, 1 on generated tokens, stop tokens included
     lengths_B: Array  # int32, real tokens of the response, at least 1
-    ended_B: Array  # bool, a stop token came before the length limit
+    ended_B: Array  # bool, a stop token, or the episode's end, came before the length limit
     logprobs_BT: Array  # float32, of the distribution sampled from; 0 where masked
     values_BT: Array | None  # float32, shared-trunk critic only; 0 where masked
     kept_ids_BTK: Array | None  # int32, ids left by top-k/top-p, -1 fills; None: whole vocabulary
     slot_steps_B: Array  # float32, the device's decode-loop slots x steps, an equal share a row
+    # None without an environment:
+    env_rewards_BT: Array | None = None  # float32, at the last token of the action that earned it
+    measures: dict[str, Array] | None = None  # float32 [B] by name, of the environment at the end
+
+    @property
+    def generated_B(self) -> Array:
+        """int32, generated tokens of each response."""
+        if self.env_rewards_BT is None:
+            return self.lengths_B
+        return self.mask_BT.sum(axis=1).astype(jnp.int32)
+
+    @property
+    def last_BT(self) -> Array:
+        """bool, the last generated token of each response; none where none was generated."""
+        columns_1T = jnp.arange(self.mask_BT.shape[1])[None]
+        if self.env_rewards_BT is None:
+            return columns_1T == self.lengths_B[:, None] - 1
+        last_B = jnp.max(jnp.where(self.mask_BT > 0, columns_1T, -1), axis=1)
+        return columns_1T == last_B[:, None]
 
 
 class Scored(NamedTuple):
@@ -88,5 +112,5 @@ class TrainState(NamedTuple):
     kl_error: Array  # last relative error of the KL controller
     moments: ScoreMoments
     nonfinite: Array  # int32, iterations in a row with an optimiser step skipped
-    tokens: Array  # float32, response tokens sampled so far
+    tokens: Array  # float32, response tokens generated so far
     ref: PyTree | None  # moving reference (EMA or reset); None: frozen["ref"] serves

@@ -134,7 +134,5 @@ def _follow(rollout: Rollout, tables: FormatTables) -> tuple[Array, Array]:
 def _faults(rollout: Rollout, viable_BT: Array, matches_B: Array) -> Array:
     """bool [B, T], True once in each row that has tokens and does not match."""
     before_BT = jnp.pad(viable_BT, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
-    at_T = jnp.arange(viable_BT.shape[1])
-    last_BT = at_T[None] == rollout.lengths_B[:, None] - 1
-    early_BT = last_BT & viable_BT & ~matches_B[:, None]
+    early_BT = rollout.last_BT & viable_BT & ~matches_B[:, None]
     return (before_BT & ~viable_BT) | early_BT
