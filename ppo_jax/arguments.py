@@ -67,6 +67,18 @@ class ExportArgs:
 
 
 @dataclass(frozen=True)
+class EvalArgs:
+    """What a model answers to held-out prompts (data.eval_path), by reward and judge."""
+
+    model: str = "@train"  # RUN[@best|@STEP], @sft, @train: the experiment's own, @reference, any
+    against: str | None = None  # another model, for the share of prompts won
+    samples: int = 1  # responses a prompt
+    temperature: float | None = None  # 0, or greedy; None: hparams.temperature
+    pass_threshold: float | None = None  # score that passes, for pass@k; None: 1, if all are 0 or 1
+    out: str | None = None  # folder of eval.json and eval.jsonl; None: the model's run folder
+
+
+@dataclass(frozen=True)
 class PlanArgs:
     """What an experiment is planned for: floors of its time, memory, and whether it fits."""
 
@@ -157,6 +169,7 @@ RANGES = {
     "batch_size": "[1, inf)",
     "iterations": "[1, inf)",
     "warmup": "[1, inf)",
+    "samples": "[1, inf)",
     "devices": "[1, inf)",
     "mean_response": "[1, inf)",
     "join_seconds": "[1, inf)",

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ppo_jax import checkpoint, console, processes
 from ppo_jax.agreement import Votes, on_first
 from ppo_jax.alarms import Alarms
-from ppo_jax.config import RunOptions
 from ppo_jax.errors import ConfigError, NumericalError, StorageError
+from ppo_jax.evaluation import EVAL, EVAL_SECONDS, best_is_judged, is_judged
 from ppo_jax.metrics import MetricsLog, throughput, to_host
 from ppo_jax.offload import fetched
 from ppo_jax.preemption import Preemption
@@ -26,7 +26,6 @@ from ppo_jax.run_folder import RunFolder, write_status
 from ppo_jax.samples import sample_rows
 from ppo_jax.types import PyTree, TrainState
 
-EVAL, EVAL_SECONDS = "eval/", "time/eval"  # of held-out rows: how names begin; the time it took
 SETTLE_SECONDS = 600.0  # for a save under way to end
 
 
@@ -75,19 +74,9 @@ def is_due(book: Book, step: int) -> bool:
     config = book.run.config.run
     if step % config.checkpoint_every == 0 or step == config.iterations:
         return True
-    if _best_is_judged(config) and is_judged(config, step):  # its goodness is of this state alone
+    if best_is_judged(config) and is_judged(config, step):  # which tells of this state alone
         return True
     return book.votes.save if processes.count() > 1 else _is_late(book)
-
-
-def is_judged(config: RunOptions, step: int) -> bool:
-    """Whether the state after `step` iterations is to be evaluated on held-out rows."""
-    every = config.eval_every
-    return every is not None and (step % every == 0 or step == config.iterations)
-
-
-def _best_is_judged(config: RunOptions) -> bool:
-    return config.keep_best is not None and config.keep_best.removeprefix("-").startswith(EVAL)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ def make_evaluation(setup: Setup):
     rows of them on every device; the first call compiles, for good."""
 
     def evaluated(params: PyTree, frozen: PyTree, temperature: Array, prompts: Prompts, key: Array):
-        rollout = sample_with(setup, assemble(frozen, params), prompts, key, temperature)
+        whole, tables = assemble(frozen, params), frozen.get("env")
+        rollout = sample_with(setup, whole, prompts, key, temperature, tables=tables)
         return rollout, device_scores(setup, frozen, rollout, prompts.columns)
 
     return program(Built({}, {}), "evaluation", evaluated, replicated(setup.mesh))
@@ -38,7 +39,8 @@ def make_examination(setup: Setup, *, greedy: bool = False, reference: Decoder |
 
     def examined(params: PyTree, moving_ref, frozen: PyTree, temperature, prompts: Prompts, key):
         whole = assemble(frozen, params)
-        rollout = sample_with(setup, whole, prompts, key, temperature, greedy=greedy)
+        tables = frozen.get("env")
+        rollout = sample_with(setup, whole, prompts, key, temperature, greedy=greedy, tables=tables)
         raw = device_scores(setup, frozen, rollout, prompts.columns)
         ref = reference_trunk(frozen, moving_ref, rollout.mask_BT)
         read = lambda some: response_logprobs(
@@ -61,8 +63,8 @@ def response_logprobs(
 ) -> dict[str, Array]:
     """Sums over the tokens of each response, nats, [B]: `logprob` and `ref_logprob` of the
     distributions that the training forward has of the two trunks, at this temperature and over the
-    ids that could be sampled; `entropy` of the policy's; and `ref_plain`, the reference's at
-    temperature 1 over the whole vocabulary."""
+    ids that could be sampled; `entropy` of the policy's; `ref_plain`, the reference's at
+    temperature 1 over the whole vocabulary. And `tokens`, how many the policy wrote."""
     scorer, reading = setup.scorer, read_part(setup, rollout, None, None)
     ref_scorer = scorer if reference is None else scorer._replace(decoder=reference)
     own = forward(scorer, policy, reading, temperature)
@@ -76,9 +78,8 @@ def response_logprobs(
         "entropy": own.entropy_BT,
         "ref_plain": plain.logprobs_BT,
     }
-    return {
-        name: jnp.where(rollout.mask_BT > 0, x_BT, 0.0).sum(axis=1) for name, x_BT in tokens.items()
-    }
+    sums = {name: jnp.where(rollout.mask_BT > 0, x, 0.0).sum(axis=1) for name, x in tokens.items()}
+    return sums | {"tokens": rollout.mask_BT.sum(axis=1)}
 
 
 def pad_rows(setup: Setup, prompts: Prompts) -> Prompts:

@@ -5,6 +5,7 @@ Types and intervals of single fields stand in `ranges`; here are the combination
 """
 
 import functools
+import importlib.util
 
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
@@ -217,9 +218,17 @@ def _reward(config: Config) -> Mistakes:
 def _run(config: Config) -> Mistakes:
     run, last = config.run, config.run.iterations - 1
     texts = {"model.path": config.model.path, "data.path": config.data.path, "run.dir": run.dir}
-    for key, text in texts.items():
+    for key, text in (texts | {"data.eval_path": config.data.eval_path}).items():
         if text == "":
             yield key, "must not be empty"
+    if run.eval_every is not None and config.data.eval_path is None:
+        yield "run.eval_every", "needs held-out rows in data.eval_path; nearest valid: None"
+    if run.eval_every is None and (run.keep_best or "").removeprefix("-").startswith("eval/"):
+        yield "run.keep_best", "needs run.eval_every; nearest valid: objective/scores, or None"
+    if run.tensorboard and "://" in run.dir:
+        yield "run.tensorboard", f"writes no files to run.dir={run.dir}; nearest valid: False"
+    if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        yield "run.tensorboard", "needs tensorboardX: pip install 'ppo-jax[tensorboard]'"
     if run.cell in ("", ".", "..") or "/" in run.cell:
         yield "run.cell", "must be the name of one folder; nearest valid: base"
     for key, warmup in (
