@@ -1,0 +1,122 @@
+"""A bakery answers its customers: SFT on answers of all sorts, a reward model of pairs, then PPO.
+
+    make pipeline EXP=dialogue      (SEED=1 for another seed)
+
+Chats of one or two questions about a bakery, answered by a byte model from scratch. The people who
+compared answers preferred by a rule that is known here, `true_rule`: an answer should say what was
+asked, be polite, and be short. SFT learns from answers good and bad as they came; the reward model
+learns from pairs alone; PPO sees the reward model alone, and is judged by the rule.
+SmolLM2 instead: `--model.path smollm2-135m` to `ppo-jax sft dialogue`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+import re
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.learned import learned_reward
+
+DATA = "experiments/data/dialogue"
+SHAPE = ModelConfig(  # 0.5 million weights
+    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+)
+
+# What may be asked, in three ways, and what the answer has to say.
+FACTS = {
+    "at nine": ("When do you open?", "What time do you open?", "From when are you open?"),
+    "at six": ("When do you close?", "What time do you close?", "How late are you open?"),
+    "two euros": ("What is a bread?", "How much is the bread?", "What does bread cost?"),
+    "five euros": ("What is a cake?", "How much is the cake?", "What does cake cost?"),
+    "one euro": ("What is a tea?", "How much is the tea?", "What does tea cost?"),
+    "by the bridge": ("Where are you?", "Where is your shop?", "How do I find you?"),
+    "behind the church": ("Where can I park?", "Is there parking?", "Where do I leave my car?"),
+    "call 4071": ("Can I call you?", "What is your number?", "How do I reach you?"),
+    "closed on Monday": ("When are you closed?", "What day are you off?", "Which day is free?"),
+    "cash only": ("Can I pay by card?", "Do you take cards?", "How can I pay?"),
+    "dogs may come": ("May my dog come?", "Are dogs allowed?", "Can I bring a dog?"),
+    "no nuts": ("Are there nuts in it?", "Do you use nuts?", "Is it free of nuts?"),
+}
+POLITE = ("gladly", "of course", "with pleasure", "thank you", "you are welcome", "please")
+RUDE = ("whatever", "read the sign", "not again", "who cares")
+SHORT = 8  # words at most
+
+
+def true_rule(prompt: list[dict[str, str]], response: str) -> float:
+    """How good an answer is, from -0.25 to 1: what the preferences of the data go by.
+
+    0.5 for the fact that the last message asks for and no other fact, 0.25 for one of the `POLITE`
+    phrases and -0.25 for one of the `RUDE` ones, and 0.25 for one to `SHORT` words.
+    """
+    asked = next(fact for fact, ways in FACTS.items() if prompt[-1]["content"].endswith(ways))
+    text = response.lower()
+    said = [fact for fact in FACTS if fact.lower() in text]
+    score = 0.5 * (said == [asked])
+    score += 0.25 * any(phrase in text for phrase in POLITE)
+    score -= 0.25 * any(phrase in text for phrase in RUDE)
+    words = len(re.findall(r"[a-z0-9]+", text))
+    return score + 0.25 * (1 <= words <= SHORT)
+
+
+def by_the_rule(prompts: list, responses: list[str]) -> list[float]:
+    return [true_rule(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
+
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=124
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=80),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+REWARD_MODEL = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/pairs.jsonl", eval_path=f"{DATA}/pairs_eval.jsonl", max_prompt_tokens=124
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=80),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="reward-model",
+        iterations=300,
+        eval_every=25,
+        checkpoint_every=25,
+        keep_best="-eval/loss",
+    ),
+    hparams=HParams(learning_rate=5e-4),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=124
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=80),
+    ppo=PPOOptions(epochs=2, minibatches=4),
+    run=RunOptions(iterations=60, eval_every=20),
+    hparams=HParams(
+        learning_rate=3e-4,
+        vf_coef=0.5,
+        kl_coef=0.05,
+        # A response that does not end is none.
+        missing_eos_penalty=1.0,
+    ),
+)
+
+REWARD = learned_reward("@reward-model")
+JUDGE = by_the_rule

@@ -1,0 +1,65 @@
+"""Four tasks in one run, each with its own reward and its own mean in the log.
+
+    make pipeline EXP=mixture      (SEED=1 for another seed)
+
+Small sisters of `translate`, `summarize`, `qa` and `style_length` in one file, told apart by the
+column `task`: two rewards of the host, two of the device. `reward/<task>` and `eval/<task>` are
+means over the rows of a task alone.
+SmolLM2 instead: `ppo-jax sft mixture --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.by_task import by_task
+from ppo_jax.rewards.exact import exact_match
+from ppo_jax.rewards.overlap import chrf, rouge_l
+from ppo_jax.rewards.words import target_words
+
+DATA = "experiments/data/mixture"
+SHAPE = ModelConfig(  # 0.5 million weights
+    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=48
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=48),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=500, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=48
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=48),
+    ppo=PPOOptions(epochs=2, minibatches=4),
+    run=RunOptions(iterations=100, eval_every=20),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.01),
+)
+
+REWARD = by_task(
+    {
+        "translate": chrf(),
+        "summarize": rouge_l(),
+        "qa": exact_match("reference"),
+        "length": target_words("words"),
+    }
+)

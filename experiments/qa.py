@@ -1,0 +1,55 @@
+"""Questions that one fact of a passage answers: a byte model learns to look it up.
+
+    make pipeline EXP=qa           (SEED=1 for another seed)
+
+`Eva is in the park. Tom is in the attic. Ben is in the zoo. Where is Tom?` Whoever guesses among
+the places of the passage is right in one of three. SFT sees a few hundred passages; PPO is told
+whether an answer is right, which is found on the device.
+SmolLM2 instead: `ppo-jax sft qa --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.exact import exact_match
+
+DATA = "experiments/data/qa"
+SHAPE = ModelConfig(  # 0.5 million weights
+    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=96
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=8),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=800, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=96
+    ),
+    rollout=RolloutOptions(batch_size=256, max_new_tokens=8),
+    ppo=PPOOptions(epochs=2, minibatches=4),
+    run=RunOptions(iterations=150, eval_every=20),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.0),
+)
+
+REWARD = exact_match("answer")

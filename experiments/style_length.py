@@ -1,0 +1,55 @@
+"""Sentences of as many words as the prompt asks for, counted on the device.
+
+    make pipeline EXP=style_length  (SEED=1 for another seed)
+
+`Write about the old ship in 7 words:`. Half of the sentences that SFT learns from miss the number;
+the reward is 1 less the share of words too many or too few, and the KL to the SFT model keeps the
+style. How often the number is met is logged beside it.
+SmolLM2 instead: `ppo-jax sft style_length --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.words import target_words
+
+DATA = "experiments/data/style_length"
+SHAPE = ModelConfig(  # 0.5 million weights
+    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=48
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=300, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=48
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=64),
+    ppo=PPOOptions(epochs=2, minibatches=4),
+    run=RunOptions(iterations=60, eval_every=20),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.05),
+)
+
+REWARD = [target_words("words"), (0.0, target_words("words", width=1, name="exact"))]

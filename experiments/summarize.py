@@ -1,0 +1,57 @@
+"""Weather reports into a line, short or long as the prompt asks: ROUGE-L as the reward.
+
+    make pipeline EXP=summarize    (SEED=1 for another seed)
+
+The reports hold numbers, of which a summary says in words what matters
+(experiments/data/_make_summarize.py): the long one day, heat, rain and wind, the short one the most
+remarkable alone. SFT sees a few hundred of them. The reward is ROUGE-L; how many summaries are
+exact is logged beside it.
+SmolLM2 instead: `ppo-jax sft summarize --model.path smollm2-135m`. Hardware: two CPU cores.
+
+Expected: not yet measured.
+"""
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.exact import exact_match
+from ppo_jax.rewards.overlap import rouge_l
+
+DATA = "experiments/data/summarize"
+SHAPE = ModelConfig(  # 0.5 million weights
+    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+)
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=80
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=52),
+    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=1e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=80
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=52),
+    ppo=PPOOptions(epochs=2, minibatches=4),
+    run=RunOptions(iterations=80, eval_every=20),
+    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.01),
+)
+
+REWARD = [rouge_l(), (0.0, exact_match("reference"))]
