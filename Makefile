@@ -18,7 +18,7 @@ FLAGS := $(if $(SEED),--run.seed $(SEED)) $(if $(RUN_DIR),--run.dir $(RUN_DIR)) 
 # Stamps say which set of packages an environment holds; a newer pyproject.toml renews them.
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup train smoke plan bench bench-peers test test-oracle faults lint fmt export clean
+.PHONY: help setup train smoke sft reward-model pipeline plan bench bench-peers test test-oracle faults lint fmt export clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
@@ -42,6 +42,13 @@ train: $(STAMP)-setup ## train EXP (sentiment)
 smoke: EXP = tiny
 smoke: $(STAMP)-setup ## the same on a tiny random model, under 90 s on 2 cores
 	$(PY) -m ppo_jax train $(EXP) $(FLAGS)
+
+sft: ## train what EXP's file defines as SFT, on given responses
+reward-model: ## train what it defines as REWARD_MODEL, on preferences
+sft reward-model: $(STAMP)-setup
+	$(PY) -m ppo_jax $@ $(EXP) $(FLAGS)
+pipeline: $(STAMP)-setup ## EXP's sft, reward-model, train and eval in one go
+	$(PY) -m ppo_jax pipeline $(EXP) $(FLAGS)
 
 plan: $(STAMP)-setup ## what EXP will take: time, memory, fit (ARGS="--device h200")
 	$(PY) -m ppo_jax plan $(EXP) $(ARGS)

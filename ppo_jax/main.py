@@ -12,10 +12,11 @@ from ppo_jax import __version__, arguments, processes
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
-from ppo_jax.usage import BENCH_USAGE, TRAIN_USAGE, USAGE
+from ppo_jax.usage import BENCH_USAGE, PIPELINE_USAGE, TRAIN_USAGE, USAGE
 from ppo_jax.xla_flags import set_flags
 
-STAGES = {"train": "BASE", "sft": "SFT"}  # command -> what of an experiment file it trains
+# Command -> what of an experiment file it trains.
+STAGES = {"train": "BASE", "sft": "SFT", "reward-model": "REWARD_MODEL"}
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
 # after its flags have been read.
@@ -61,7 +62,7 @@ def _tell(line: str) -> None:
 def _dispatch(words: list[str]) -> int:
     commands = {name: functools.partial(_run, name) for name in STAGES}
     commands |= {"generate": _generate, "score": _score, "export": _export}
-    commands |= {"plan": _plan, "bench": _bench}
+    commands |= {"eval": _eval, "pipeline": _pipeline, "plan": _plan, "bench": _bench}
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -75,8 +76,7 @@ def _dispatch(words: list[str]) -> int:
     if command not in commands:
         near = difflib.get_close_matches(command, commands, n=1, cutoff=0.0)[0]
         raise ConfigError(f"no command {command!r}; nearest: {near} (of {', '.join(commands)})")
-    commands[command](rest)
-    return 0
+    return commands[command](rest) or 0
 
 
 def _run(command: str, words: list[str]) -> None:
@@ -91,11 +91,6 @@ def _run(command: str, words: list[str]) -> None:
     preemption = Preemption()
     with watch(preemption):  # what follows takes seconds to import
         experiment = _stage(_first_experiment(command, words), base)
-        if experiment.base.model.trust_remote_code:
-            raise ConfigError(
-                f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own "
-                "code is asked for on the command line alone: --model.trust_remote_code True"
-            )
         args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
         own, rest = arguments.take_values(arguments.ProcessArgs, rest)
         _check(own)
@@ -113,9 +108,15 @@ def _run(command: str, words: list[str]) -> None:
 
 def _stage(experiment, base: str):
     """The experiment with that one of its configs as its BASE."""
-    config = {"BASE": experiment.base, "SFT": experiment.sft}[base]
+    configs = {"SFT": experiment.sft, "REWARD_MODEL": experiment.reward_model}
+    config = {"BASE": experiment.base, **configs}[base]
     if config is None:
         raise ConfigError(f"{experiment.path}: {base} is missing; expected {base} = a Config")
+    if config.model.trust_remote_code:
+        raise ConfigError(
+            f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own code "
+            "is asked for on the command line alone: --model.trust_remote_code True"
+        )
     return experiment._replace(base=config)
 
 
@@ -124,9 +125,40 @@ def _kind(command: str):
         from ppo_jax.sft import SFT
 
         return SFT
+    if command == "reward-model":
+        from ppo_jax.reward_model import TRAINED
+
+        return TRAINED
     from ppo_jax.kind import PPO
 
     return PPO
+
+
+def _pipeline(words: list[str]) -> int:
+    if words and words[0] in ("-h", "--help"):
+        print(PIPELINE_USAGE, end="")
+        return 0
+    from ppo_jax.pipeline import commands_of, run_pipeline
+
+    return run_pipeline(commands_of(_first_experiment("pipeline", words), words))
+
+
+def _eval(words: list[str]) -> None:
+    if words and words[0] in ("-h", "--help"):
+        _parse(arguments.EvalArgs, "eval EXPERIMENT", ["--help"])
+    experiment = _stage(_first_experiment("eval", words), "BASE")
+    own, rest = arguments.split_words(words[1:])
+    if "--temperature" in own:
+        own = ["0" if word == "greedy" else word for word in own]
+    args = _parse(arguments.EvalArgs, f"eval {words[0]}", own)
+    _check(args)
+    config = parse_config(f"eval {words[0]}", rest, experiment)
+    from ppo_jax.validate import check_config
+
+    check_config(config)
+    from ppo_jax.eval_run import run_eval
+
+    run_eval(experiment, config, args)
 
 
 def _plan(words: list[str]) -> None:

@@ -8,6 +8,9 @@ PPO fine-tuning of language models in JAX.
 commands:
   train EXPERIMENT [--section.key VALUE ...]     train, or go on; every field is a flag
   sft EXPERIMENT [--section.key VALUE ...]       the same on given responses: the file's SFT
+  reward-model EXPERIMENT [...]                  the same on preferences: its REWARD_MODEL
+  eval EXPERIMENT [--against @sft] [...]         held-out prompts: scores, pass@k, wins, diversity
+  pipeline EXPERIMENT [...]                      these four in turn, those that the file defines
   generate --model DIR --prompts F --out F       continue prompts, with log-probabilities
   score --model DIR --data F --out F             log-probabilities of given responses
   export --model DIR --out DIR                   write a Hugging Face or PEFT folder
@@ -38,6 +41,16 @@ each gets
   --coordinator HOST:PORT --processes N --process K   process 0 listens there; K counts from 0
   --join_seconds 300                                  that they wait for each other at the start
   --distributed off                                   alone, whatever the cluster says
+"""
+
+PIPELINE_USAGE = """\
+usage: ppo-jax pipeline EXPERIMENT [--run.seed 1] [--run.dir runs] [--section.key VALUE ...]
+
+Runs, each in a process of its own, the stages that the experiment's file defines: sft (SFT),
+reward-model (REWARD_MODEL), train and eval. A stage that is complete does nothing, one that was
+stopped goes on. --run.seed and --run.dir go to all, --STAGE.section.key VALUE to that stage, as
+  ppo-jax pipeline arithmetic --sft.run.iterations 200 --hparams.kl_coef 0.01
+and any other flag to train and eval.
 """
 
 BENCH_USAGE = """\

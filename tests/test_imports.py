@@ -14,27 +14,30 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
     errors text gcs storage xla_flags freed_memory faults preemption
-    chips topologies config types masked ranges arguments config_io
+    chips topologies config types masked quality ranges arguments usage config_io
     joining links relay clusters processes agreement validate_model validate_mesh validate
     sharding weight_sharding offload
-    hf_folder tokenizer jsonl data
+    hf_folder tokenizer jsonl columns data_rows data responses preferences
     hub hf_keys hf_config hf_export hf_tensors stored weights smollm2
     stream attention_kernels kv_cache attention attention_band decoder stream_attention rope layers
     model lora cost peft_folder model_folder
     quantize rollout_weights
-    rewards sampling microbatch parts chunks slots rollout scoring setup
+    envs rewards sampling microbatch parts chunks slots record dialogue rollout scoring setup
     reward kl_control
     gae estimators
-    losses gradients optimizer update
-    trunks passes step_metrics step
-    run_folder lock metrics alarms console profile manifest restore removal checkpoint
-    loading evaluate experiment experiment_code reward_process
-    prepare programs run_header run_facts resume samples book loop train
+    losses reward_losses gradients optimizer update
+    trunks passes step_metrics step tuning
+    run_folder lock metrics alarms console trackers profile manifest restore removal checkpoint
+    stages loading critics first_weights classifier compiled evaluate experiment experiment_code
+    reward_process
+    prepare programs run_header run_facts resume evaluation samples kind tuning_run sft reward_model
+    book loop train
     workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice
     plan_report planned
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
     bench_report bench
-    commands main __main__
+    text_policy text_env
+    eval_report eval_run commands main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.
 ANY_POLICY = {"gae": set(), "estimators": {"errors", "gae", "masked"}, "losses": {"errors"}}
