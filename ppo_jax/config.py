@@ -214,6 +214,7 @@ class RunOptions:
     profile_after: int = 2  # iterations after the start, the next one's phases are timed; 0: never
     compile_cache: str | None = "~/.cache/ppo_jax/xla"
     progress: bool = True  # progress bar on a terminal
+    tensorboard: bool = False  # event files of the metrics and samples, in <run folder>/tensorboard
 
 
 @jax.tree_util.register_dataclass

@@ -93,6 +93,7 @@ FREE = {
     "run.keep_best": "objective/scores",
     "run.grace": 5.0,
     "run.compile_cache": None,
+    "run.tensorboard": True,
     "run.iterations": 300,  # nothing counts on it while the schedule is constant
     "model.trust_remote_code": True,
     "parallel.offload": "both",

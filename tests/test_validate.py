@@ -111,6 +111,7 @@ IMPOSSIBLE = [
     ({"run.keep": 0}, "run.keep", "nearest valid: 1"),
     ({"run.seed": -1}, "run.seed", "nearest valid: 0"),
     ({"run.cell": "a/b"}, "run.cell", "one folder"),
+    ({"run.tensorboard": True, "run.dir": "gs://b/r"}, "run.tensorboard", "nearest valid: False"),
     ({"data.path": ""}, "data.path", "must not be empty"),
     ({"parallel.data": 0}, "parallel.data", "nearest valid: 1 or -1"),
     ({"model.shape.num_layers": 4}, "model.shape.num_layers", "nearest valid: 2"),
