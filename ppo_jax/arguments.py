@@ -62,7 +62,8 @@ class ExportArgs:
     model: str  # run folder, Hugging Face or PEFT folder, hub id, or the name smollm2-135m
     out: str  # folder to write
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    part: Literal["policy", "adapter", "critic"] = "policy"  # policy: adapters merged
+    # policy: adapters merged; reward-model: a run of that command, as a sequence classifier
+    part: Literal["policy", "adapter", "critic", "reward-model"] = "policy"
     trust_remote_code: bool = False  # run a tokenizer's own Python from the model's folder
 
 

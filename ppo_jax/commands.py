@@ -13,9 +13,12 @@ import numpy as np
 from ppo_jax import data
 from ppo_jax.arguments import ExportArgs, GenerateArgs, ScoreArgs
 from ppo_jax.config import DataOptions, ModelConfig, ModelOptions, ParallelOptions, RolloutOptions
+from ppo_jax.critics import REWARD_MODEL, is_reward_model, load_critic
 from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError, DataError, StorageError
-from ppo_jax.loading import Source, load_adapters, load_critic, load_trunk, open_source
+from ppo_jax.hf_export import REWARD_BIAS
+from ppo_jax.hf_folder import CONFIG
+from ppo_jax.loading import Source, load_adapters, load_trunk, open_source
 from ppo_jax.peft_folder import write_adapters
 from ppo_jax.responses import as_rollout, response_ids
 from ppo_jax.rollout import sharded_sample
@@ -105,12 +108,18 @@ def score(args: ScoreArgs) -> None:
 def export(args: ExportArgs) -> None:
     """Write a model as a Hugging Face folder, or its adapters as a PEFT folder."""
     source = open_source(args.model, trust_remote_code=args.trust_remote_code)
+    if is_reward_model(source) != (args.part == REWARD_MODEL):
+        a_reward_model = is_reward_model(source)
+        raise ConfigError(
+            f"part={args.part}: {args.model} is {'a' if a_reward_model else 'no'} reward model; "
+            f"nearest valid: {REWARD_MODEL if a_reward_model else 'critic'}"
+        )
     if args.part == "adapter":
         _export_adapters(args, source)
     else:
-        critic = load_critic(source) if args.part == "critic" else None
+        critic = None if args.part == "policy" else load_critic(source)
         if critic is not None and critic.head is None:
-            raise ConfigError(f"part=critic: {args.model} has none: expected a run folder")
+            raise ConfigError(f"part={args.part}: {args.model} has none: expected a run folder")
         save_hf(
             args.out,
             source.config if critic is None else critic.config,
@@ -120,6 +129,11 @@ def export(args: ExportArgs) -> None:
             origin=source.files,
             dtype=args.dtype,
         )
+        if critic is not None and "bias" in (critic.head or {}):
+            print(
+                f"scores are score.weight's and {REWARD_BIAS} in {CONFIG}, which transformers does "
+                "not add"
+            )
     print(f"{args.out}: the {args.part} of {args.model}, {args.dtype}")
 
 

@@ -83,6 +83,12 @@ def classifier_labels(path: str | Path) -> int | None:
     return int(_parse(file, raw).num_labels)
 
 
+def padding_id(path: str | Path) -> int | None:
+    """The padding token that config.json names: a classifier of transformers does not read it."""
+    file = Path(path) / CONFIG
+    return _parse(file, read_json(file)).pad_token_id
+
+
 def _parse(file: Path, raw: dict[str, Any]) -> Any:
     """transformers' config object."""
     from transformers import CONFIG_MAPPING

@@ -28,8 +28,10 @@ from ppo_jax.hf_keys import (
 _STALE = (
     "rope_theta rope_scaling rotary_pct rotary_emb_base rope_local_base_freq rope_parameters "
     "sliding_window_pattern _sliding_window_pattern torch_dtype auto_map transformers_version "
-    "_name_or_path architectures num_labels id2label label2id problem_type"
+    "_name_or_path architectures num_labels id2label label2id problem_type ppo_jax_reward_bias"
 ).split()
+# transformers' heads have no bias: a reward model's is kept beside them, for whoever adds it.
+REWARD_BIAS = "ppo_jax_reward_bias"
 
 
 def write_model_config(
@@ -38,12 +40,14 @@ def write_model_config(
     dtype: str,
     *,
     labels: int | None = None,
+    bias: float | None = None,
     origin: Path | None = None,
 ) -> None:
     """Write config.json and generation_config.json in the form transformers 5 reads.
 
     What the files of `origin` (a folder of the same family) say beyond the model's shape goes
-    along: dropout rates, sampling defaults. `labels`: as a sequence classifier of so many outputs.
+    along: dropout rates, sampling defaults. `labels`: as a sequence classifier of so many outputs;
+    `bias`: of a reward model's head.
     Raises ConfigError when the switches are not those of a model of `config.family`.
     """
     from transformers import CONFIG_MAPPING
@@ -56,11 +60,15 @@ def write_model_config(
         keys[spelling] = carried[spelling]  # one function may have several names
     if labels is not None:
         keys["num_labels"] = labels
+    if bias is not None:
+        keys[REWARD_BIAS] = bias
     make = CONFIG_MAPPING[config.family].from_dict
     generation = {} if origin is None else _json(origin / GENERATION)
     padless = carried and make(carried).pad_token_id is generation.get("pad_token_id") is None
-    if padless and labels is None:
-        # Padding with an EOS id, as we do, is no trait of the model; a classifier needs some id.
+    unread = config.eos_token_ids[:1] == (config.pad_token_id,)
+    if (padless and labels is None) or (bias is not None and unread):
+        # Padding with an EOS id, as we do, is no trait of the model. A classifier needs some id to
+        # read several rows at once, but would not read it: a reward model reads the EOS.
         special["pad_token_id"] = keys["pad_token_id"] = None
     make(carried | keys).save_pretrained(folder)
     generation = {**generation, **special}

@@ -11,7 +11,7 @@ from ppo_jax.config import LoraOptions, ModelConfig, ModelOptions
 from ppo_jax.config_io import load_config
 from ppo_jax.decoder import lora_scale, make_decoder
 from ppo_jax.errors import ConfigError
-from ppo_jax.hf_config import classifier_labels, read_model_config
+from ppo_jax.hf_config import read_model_config
 from ppo_jax.lora import adapted_modules, attach, merge
 from ppo_jax.model import init_trunk, scans_layers, unstack_layers
 from ppo_jax.model_folder import ModelFolder, resolve_model
@@ -22,7 +22,7 @@ from ppo_jax.stages import run_at
 from ppo_jax.storage import downloaded
 from ppo_jax.tokenizer import byte_tokenizer, has_tokenizer, load_tokenizer
 from ppo_jax.types import PyTree
-from ppo_jax.weights import load_classifier, load_hf
+from ppo_jax.weights import load_hf
 
 INIT_KEY = 2**31 - 2  # folded in for random weights: no iteration of a run has this number
 
@@ -48,14 +48,6 @@ class Adapters(NamedTuple):
     lora: LoraOptions
     base: Source
     folder: Path | None = None  # PEFT's; None: the run's checkpoint has them
-
-
-class Critic(NamedTuple):
-    """A value model: float32 NumPy weights, layers as a list."""
-
-    config: ModelConfig
-    head: PyTree | None  # {"kernel": [D, 1]}; None where there is a trunk alone
-    trunk: PyTree
 
 
 def open_source(
@@ -163,7 +155,7 @@ def _open_base(folder: Path, base_path: str | None, trust_remote_code: bool) -> 
 def load_trunk(source: Source) -> PyTree:
     """The whole trunk's float32 weights as NumPy arrays, layers as a list, adapters merged."""
     if source.adapters is not None:
-        return _merged(load_trunk(source.adapters.base), load_adapters(source), source.adapters)
+        return merged(load_trunk(source.adapters.base), load_adapters(source), source.adapters)
     if source.run is not None:
         return unstack_layers(restore_params(source.run.checkpoints, source.step)["policy"])
     if source.folder is not None:
@@ -190,43 +182,8 @@ def load_adapters(source: Source) -> PyTree:
     return unstack_layers(restore_params(source.run.checkpoints, source.step)["policy"])
 
 
-def _merged(base: PyTree, trained: PyTree, adapters: Adapters) -> PyTree:
+def merged(base: PyTree, trained: PyTree, adapters: Adapters) -> PyTree:
     return jax.tree.map(np.asarray, merge(attach(base, trained), lora_scale(adapters.lora)))
-
-
-def load_critic(source: Source) -> Critic:
-    """A critic's own checkpoint.
-
-    A run gives its critic, a sequence classifier of one output its head and trunk, any other model
-    its trunk alone.
-    """
-    if source.run is not None:
-        return _run_critic(source, source.run)
-    labels = None if source.folder is None else classifier_labels(source.folder)
-    if source.folder is None or labels is None:
-        return Critic(source.config, None, load_trunk(source))
-    if labels != 1:
-        raise ConfigError(
-            f"{source.folder}: a classifier of {labels} outputs: expected one, a value or a score"
-        )
-    config, trunk, head = load_classifier(source.folder)
-    return Critic(config, head, trunk)
-
-
-def _run_critic(source: Source, run: RunFolder) -> Critic:
-    config = load_config(run.config)
-    if config.ppo.advantage != "gae":
-        raise ConfigError(f"{run.root}: ppo.advantage={config.ppo.advantage} trained no critic")
-    value = restore_params(run.checkpoints, source.step)["value"]
-    if "trunk" not in value:
-        return Critic(source.config, value["head"], load_trunk(source))
-    path = config.model.critic_path
-    own = None if path is None else open_source(path, trust_remote_code=source.trusted)
-    trunk = unstack_layers(value["trunk"])
-    if source.adapters is not None:
-        base = load_trunk(source.adapters.base) if own is None else load_critic(own).trunk
-        trunk = _merged(base, trunk, source.adapters)
-    return Critic(source.config if own is None else own.config, value["head"], trunk)
 
 
 def resolve_options(

@@ -10,6 +10,7 @@ from ppo_jax.agreement import meet, on_first
 from ppo_jax.book import Book
 from ppo_jax.errors import RewardError, StorageError
 from ppo_jax.evaluate import make_evaluation
+from ppo_jax.evaluation import is_judged
 from ppo_jax.kind import Judge, Kind
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import Run
@@ -101,8 +102,10 @@ def _iterations(
             finished = finished._replace(times=finished.times | compile_facts(stepper))
         books.read_good(book, pending, finished, step + 1, state)
         pending = finished
-        if judge is not None and books.is_judged(config, step + 1):
+        if judge is not None and is_judged(config, step + 1):
             pending = _judged(book, judge, finished, state, frozen)
+            if kind.note is not None:
+                state = kind.note(run, state, pending.times)
         if books.is_due(book, step + 1):
             books.read_good(book, pending, None, step + 1, state)
             pending = None

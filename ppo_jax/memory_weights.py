@@ -12,8 +12,8 @@ from ppo_jax.config import Config, ModelConfig
 from ppo_jax.cost import FLOAT32, head_params, item_bytes, layer_params
 from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
-from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import init_state, without_lm_head
+from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers, without_lm_head
+from ppo_jax.prepare import init_state
 from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.sharding import AXES
 from ppo_jax.types import PyTree, TrainState

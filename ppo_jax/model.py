@@ -202,13 +202,22 @@ def decode_step(
 
 
 def value_head(params: PyTree, hidden: Array) -> Array:
-    """float32 values [...] of hidden states [..., D]: Hugging Face's `score.weight`, no bias."""
-    return (hidden.astype(jnp.float32) @ params["kernel"])[..., 0]
+    """float32 values [...] of hidden states [..., D]: Hugging Face's `score.weight`; a reward
+    model's head has a bias too."""
+    values = (hidden.astype(jnp.float32) @ params["kernel"])[..., 0]
+    return values + params["bias"][0] if "bias" in params else values
 
 
 def init_value_head(config: ModelConfig) -> PyTree:
     """Zeros: the first values are 0 and the trunk hears nothing from the critic at first."""
     return {"kernel": jnp.zeros((config.embed_dim, 1), jnp.float32)}
+
+
+def init_reward_head(config: ModelConfig, key: Array) -> PyTree:
+    """A reward model's: weights from N(0, 1 / (D + 1)) (Stiennon et al. 2020, arXiv 2009.01325,
+    appendix), no bias at first."""
+    kernel_D1 = jax.random.normal(key, (config.embed_dim, 1), jnp.float32)
+    return {"kernel": kernel_D1 / (config.embed_dim + 1) ** 0.5, "bias": jnp.zeros(1, jnp.float32)}
 
 
 def init_trunk(config: ModelConfig, key: Array) -> PyTree:
@@ -232,6 +241,11 @@ def init_trunk(config: ModelConfig, key: Array) -> PyTree:
     if not config.tie_embeddings:
         params["lm_head"] = {"kernel": normal(k_head, config.embed_dim, config.vocab_size)}
     return params
+
+
+def without_lm_head(trunk: PyTree) -> PyTree:
+    """A critic's trunk: it makes values, not logits."""
+    return {name: x for name, x in trunk.items() if name != "lm_head"}
 
 
 def scans_layers(config: ModelConfig, options: ModelOptions) -> bool:

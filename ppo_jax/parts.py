@@ -58,6 +58,15 @@ def most_rows(rows: int, most: int, *, padded: bool) -> int:
     return min(rows, ROWS * -(-rows // most)) if padded else rows
 
 
+def by_tokens(
+    shards: int, rows: int, width: int, most: int, count: int, *, padded: bool
+) -> ByTokens:
+    """Of `rows` rows on each of `shards` devices, of at most `width` tokens each, in at most `most`
+    parts of `count` sizes."""
+    sizes = token_sizes(rows, width, most, count)
+    return ByTokens(shards, most, sizes, most_rows(rows, most, padded=padded))
+
+
 def plan(recipe: ByTokens, tokens_B: Array) -> Plan:
     """Sort, deal to the shards in turn, and choose the number of parts."""
     Z = recipe.shards

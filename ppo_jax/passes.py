@@ -14,10 +14,9 @@ from ppo_jax.microbatch import by_microbatch
 from ppo_jax.parts import (
     ByTokens,
     SumParts,
+    by_tokens,
     map_over_tokens,
-    most_rows,
     sum_over_tokens,
-    token_sizes,
 )
 from ppo_jax.scoring import Reading, forward, read, response_states, values_from
 from ppo_jax.setup import Setup
@@ -102,10 +101,9 @@ def parts_by_tokens(setup: Setup, rollout: Rollout) -> ByTokens:
     options, shards = setup.config.ppo, batch_devices(setup.mesh)
     width = row_width(rollout, final=options.bootstrap_truncated)
     rows = setup.config.minibatch_size // shards
-    sizes = token_sizes(rows, width, options.microbatches, options.token_sizes)
     padded = any(decoder.attention != "xla" for decoder in (setup.decoder, setup.critic))
-    limit = most_rows(rows, options.microbatches, padded=padded)
-    return ByTokens(shards, options.microbatches, sizes, limit)
+    parts, sizes = options.microbatches, options.token_sizes
+    return by_tokens(shards, rows, width, parts, sizes, padded=padded)
 
 
 def sum_by_tokens(setup: Setup, rollout: Rollout) -> SumParts | None:

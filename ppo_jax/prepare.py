@@ -9,33 +9,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ppo_jax import data
+from ppo_jax.classifier import make_classifier, place_classifier, reward_function
 from ppo_jax.config import Config, HParams
 from ppo_jax.decoder import Decoder, make_decoder
+from ppo_jax.envs.base import DeviceEnv, check_environment
 from ppo_jax.errors import ConfigError
+from ppo_jax.first_weights import initial_weights
 from ppo_jax.kl_control import INITIAL_KL_ERROR
 from ppo_jax.loading import (
     Source,
-    load_adapters,
-    load_critic,
-    load_trunk,
     open_source,
     resolve_options,
 )
-from ppo_jax.lora import init_adapters
-from ppo_jax.model import cast_weights, init_value_head, stack_layers
 from ppo_jax.offload import check_memories, shardings_at_rest
 from ppo_jax.optimizer import make_optimizer
-from ppo_jax.rewards.base import Part, check_columns, parse_rewards
+from ppo_jax.rewards.base import Part, check_columns, check_values, parse_rewards, text_columns
 from ppo_jax.rewards.host import SEEDS, HostScores, Rows
 from ppo_jax.sharding import make_mesh, put, put_replicated
 from ppo_jax.step import Setup
 from ppo_jax.types import PyTree, ScoreMoments, TrainState
 from ppo_jax.validate import check_model, check_shared
 from ppo_jax.weight_sharding import weight_shardings
-
-# Folded in for the first adapters: no iteration of a run has these numbers.
-LORA_KEY, CRITIC_LORA_KEY = 2**31 - 3, 2**31 - 4
-
 
 CallHost = Callable[[Part, Rows, int], HostScores]  # a host reward, its rows, a seed
 
@@ -48,8 +42,9 @@ class Run(NamedTuple):
     parts: list[Part]
     dataset: data.Dataset
     tokenizer: Any
-    width: int  # prompt columns
+    width: int  # prompt columns, wide enough for the held-out prompts
     hparams: HParams  # float32 scalars
+    held_out: data.Dataset | None = None  # of data.eval_path
     call_host: CallHost | None = None  # None: in this process
 
     @property
@@ -69,112 +64,125 @@ class Opened(NamedTuple):
     critic: Source | None
     dataset: data.Dataset
     parts: list[Part]
+    held_out: data.Dataset | None = None  # of data.eval_path
+    environment: DeviceEnv | None = None
+    env_tables: PyTree = None  # its own, NumPy arrays
+    learned: dict[str, Source] = {}  # models that are rewards, by the reward's name
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(data.prompt_width(d) for d in (self.dataset, self.held_out) if d is not None)
 
 
 def open_run_of(
-    config: Config, reward: Any, dataset_of: Callable[[Config, Source], data.Dataset]
+    config: Config,
+    reward: Any,
+    dataset_of: Callable[[Config, Source, tuple[str, ...]], data.Dataset],
+    environment: DeviceEnv | None = None,
 ) -> Opened:
-    """Open the models, the data and the rewards. Raises ConfigError or DataError."""
+    """Open the models, the data, the rewards (None: it has none) and the environment. Raises
+    ConfigError or DataError."""
     source = open_policy(config)
     critic = open_critic(config, source)
     config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
-    dataset = dataset_of(config, source)
-    check_model(config, source.config, data.prompt_width(dataset))
+    parts = [] if reward is None else parse_rewards(reward)
+    texts = text_columns(parts)
+    dataset, held_out = dataset_of(config, source, texts), None
+    if config.data.eval_path is not None:
+        options = dataclasses.replace(config.data, path=config.data.eval_path)
+        held_out = dataset_of(dataclasses.replace(config, data=options), source, texts)
+        held_out = data.first_rows(held_out, config.data.eval_rows)
+    opened = Opened(config, source, critic, dataset, parts, held_out)
+    check_model(config, source.config, opened.width)
     for model in filter(None, (source, critic)):
         check_shared(config, model.config, jax.device_count())
     check_memories(config, jax.devices())
-    parts = parse_rewards(reward)
     for part in parts:
-        check_columns(part, {*dataset.columns, SEEDS})
-    return Opened(config, source, critic, dataset, parts)
+        for read in filter(None, (dataset, held_out)):
+            check_columns(part, {*read.columns, SEEDS})
+            check_values(part, read.columns, read.lines, read.path)
+    return opened if environment is None else _with_environment(opened, environment)
 
 
-def read_dataset(config: Config, source: Source) -> data.Dataset:
-    """The prompts of `data.path`."""
-    return data.load_dataset(config.data, source.tokenizer, vocab_size=source.config.vocab_size)
+def _with_environment(opened: Opened, environment: DeviceEnv) -> Opened:
+    config, model = opened.config, opened.source.config
+    tables = environment.make_tables(opened.source.tokenizer, model.vocab_size)
+    for read in filter(None, (opened.dataset, opened.held_out)):
+        row = data.fixed_prompts(read, 1, pad_id=model.pad_token_id, width=opened.width)
+        check_environment(
+            environment,
+            tables,
+            row.columns,
+            new_tokens=config.rollout.max_new_tokens,
+            min_new_tokens=config.rollout.min_new_tokens,
+        )
+    return opened._replace(environment=environment, env_tables=tables)
+
+
+def read_dataset(config: Config, source: Source, texts: tuple[str, ...]) -> data.Dataset:
+    """The prompts of `data.path`; `texts` names what rewards on the device read as strings."""
+    vocab_size = source.config.vocab_size
+    return data.load_dataset(config.data, source.tokenizer, vocab_size=vocab_size, texts=texts)
 
 
 def prepare(
-    config: Config,
-    source: Source,
-    dataset: data.Dataset,
-    parts: list[Part],
-    critic_source: Source | None = None,
+    opened: Opened, *, reference: bool = True, weights: Callable | None = None
 ) -> tuple[Run, TrainState, PyTree]:
-    """Load the weights and build (run, first state, frozen), the arrays on the devices."""
+    """Load the weights and build (run, first state, frozen), the arrays on the devices; without a
+    copy of the first weights where nothing is to be compared with them. `weights` loads others than
+    `initial_weights` does."""
+    config, source = opened.config, opened.source
     mesh = make_mesh(config.parallel)
     decoder = critic = make_decoder(source.config, config.model, mesh)
-    if critic_source is not None:
-        critic = make_decoder(critic_source.config, config.model, mesh)
-    trained, still = initial_weights(config, source, critic_source, decoder, critic)
-    device_parts = [part for part in parts if part.device is not None]
-    setup = Setup(
+    if opened.critic is not None:
+        critic = make_decoder(opened.critic.config, config.model, mesh)
+    load = initial_weights if weights is None else weights
+    trained, still = load(config, source, opened.critic, decoder, critic)
+    if not reference:
+        still["ref"] = None
+    state = place_state(config, mesh, trained)
+    hparams = jax.tree.map(jnp.float32, config.hparams)
+    run = Run(
         config,
+        make_setup(opened, mesh, decoder, critic),
+        opened.parts,
+        opened.dataset,
+        source.tokenizer,
+        opened.width,
+        hparams,
+        held_out=opened.held_out,
+    )
+    return run, state, place_frozen(config, mesh, still) | place_tables(opened, mesh)
+
+
+def make_setup(opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder) -> Setup:
+    rewards = {part.name: part.device.fn for part in opened.parts if part.device is not None}
+    for name, source in opened.learned.items():
+        rewards[name] = reward_function(make_classifier(opened.config, mesh, source))
+    return Setup(
+        opened.config,
         mesh,
         decoder,
         critic,
-        {part.name: part.device.fn for part in device_parts},
-        {part.name: part.weight for part in parts},
+        rewards,
+        {part.name: part.weight for part in opened.parts},
+        opened.environment,
     )
-    tables = {
-        part.name: part.device.make_tables(source.tokenizer, source.config.vocab_size)
-        for part in device_parts
-    }
-    state = place_state(config, mesh, trained)
-    hparams = jax.tree.map(jnp.float32, config.hparams)
-    width = data.prompt_width(dataset)
-    run = Run(config, setup, parts, dataset, source.tokenizer, width, hparams)
-    frozen = place_frozen(config, mesh, still)
-    return run, state, {**frozen, "reward": put_replicated(mesh, tables)}
 
 
-def initial_weights(
-    config: Config,
-    source: Source,
-    critic_source: Source | None,
-    decoder: Decoder,
-    critic: Decoder,
-) -> tuple[PyTree, PyTree]:
-    """({"policy", "value"} as they start, {"base", "critic", "ref"} as `trunks` describes them)."""
-    layout = stack_layers if config.model.scan_layers == "scan" else lambda params: params
-    separate, lora = config.model.critic == "separate", config.model.lora
-    still: dict[str, Any] = {"base": None, "critic": None, "ref": None}
-    if lora.rank is None:
-        policy = layout(load_trunk(source))
-        if config.reward.reference == "fixed":
-            still["ref"] = cast_weights(decoder, policy)
-    else:
-        goes_on = source.adapters is not None
-        base = source.adapters.base if goes_on else source
-        still["base"] = cast_weights(decoder, layout(load_trunk(base)))
-        policy = layout(
-            load_adapters(source)
-            if goes_on
-            else init_adapters(source.config, lora, _lora_key(config, LORA_KEY))
-        )
-        if goes_on and config.reward.reference == "fixed":
-            still["ref"] = policy  # the base without adapters is not where this policy starts
-    value: dict[str, Any] = {"head": init_value_head(critic.config)}
-    if separate and critic_source is None:
-        value["trunk"] = without_lm_head(policy)
-    elif separate:
-        own = load_critic(critic_source)
-        value["head"] = value["head"] if own.head is None else own.head
-        value["trunk"] = without_lm_head(layout(own.trunk))
-        if lora.rank is not None:
-            still["critic"] = cast_weights(critic, value["trunk"])
-            key = _lora_key(config, CRITIC_LORA_KEY)
-            value["trunk"] = layout(init_adapters(critic.config, lora, key))
-    return {"policy": policy, "value": value}, still
-
-
-def without_lm_head(trunk: PyTree) -> PyTree:
-    """A critic's trunk: it makes values, not logits."""
-    return {name: x for name, x in trunk.items() if name != "lm_head"}
-
-
-def _lora_key(config: Config, number: int):
-    return jax.random.fold_in(jax.random.key(config.run.seed), number)
+def place_tables(opened: Opened, mesh: Mesh) -> dict[str, PyTree]:
+    """What the rewards of the program and the environment look up, on every device; and the weights
+    of rewards that are models, in shares."""
+    source, parts = opened.source, [part for part in opened.parts if part.device is not None]
+    make = lambda part: part.device.make_tables(source.tokenizer, source.config.vocab_size)
+    tables: dict[str, PyTree] = {"reward": {part.name: make(part) for part in parts}}
+    if opened.environment is not None:
+        tables["env"] = opened.env_tables
+    tables = put_replicated(mesh, tables)
+    for name, model in opened.learned.items():
+        tables["reward"][name] = place_classifier(opened.config, mesh, model)
+    return tables
 
 
 def open_policy(config: Config) -> Source:

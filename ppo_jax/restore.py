@@ -48,10 +48,16 @@ def restore(path: Path, step: int, abstract_state: TrainState) -> TrainState:
 
 
 def restore_params(path: Path, step: int | None = None) -> PyTree:
-    """`state.params` of a checkpoint (the newest unless `step` says) as NumPy arrays.
+    """`state.params` of a checkpoint: see `restore_fields`."""
+    return restore_fields(path, step, "params")["params"]
 
-    Only the parameters are read, and no device layout is asked for, so neither the optimiser's
-    moments nor the devices that trained them need to be there. Raises CheckpointError.
+
+def restore_fields(path: Path, step: int | None, *names: str) -> dict[str, PyTree]:
+    """Fields of a checkpoint's state (of the newest unless `step` says) as NumPy arrays, those
+    of a tuple by name.
+
+    Nothing else is read, and no device layout is asked for, so neither the optimiser's moments nor
+    the devices that trained them need to be there. Raises CheckpointError.
     """
     path = as_path(path).absolute()
     have = manifest.steps(path)
@@ -61,13 +67,14 @@ def restore_params(path: Path, step: int | None = None) -> PyTree:
     step = have[-1] if step is None else step
     manifest.verify(path, step)
     with quiet_orbax(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        wanted = {"params": _saved_tree(reader, path, step)["params"]}
+        saved = _saved_tree(reader, path, step)
+        wanted = {name: saved[name] for name in names}
         arguments = ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted),
             partial_restore=True,
         )
-        return _read(reader, path, step, arguments)["params"]
+        return _read(reader, path, step, arguments)
 
 
 # The handlers alone: Orbax's Checkpointer would wait for the other processes after it has read, and

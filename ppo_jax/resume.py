@@ -19,7 +19,7 @@ FREE = frozenset(
     f"run.{name}"
     for name in (
         "dir progress profile_after samples show_prompts checkpoint_every checkpoint_minutes keep "
-        "keep_best eval_every grace compile_cache"
+        "keep_best eval_every grace compile_cache tensorboard"
     ).split()
 ) | {
     "model.trust_remote_code",
@@ -44,6 +44,8 @@ CONTENTS = {  # fact -> what has another content
     "tokenizer": "the tokenizer",
     "weights": "model.path: the weights",
     "critic_weights": "model.critic_path: the weights",
+    "reward_weights": "a reward model: the weights",
+    "kind": "what is trained",
 }
 PATHS = {  # fact -> keys that name what it is of
     "weights": ("model.path", "model.base_path"),

@@ -8,7 +8,9 @@ import json
 import math
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -46,16 +48,22 @@ IDLE = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 def run_facts(
-    config: Config, experiment: Experiment, source: Source, critic: Source | None, dataset: Dataset
+    config: Config,
+    experiment: Experiment,
+    source: Source,
+    critic: Source | None,
+    dataset: Dataset,
+    learned: Mapping[str, Source] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The facts of a run as it is started now; JSON holds them."""
+    """The facts of a run as it is started now; JSON holds them. `learned` are rewards' models."""
     env = machine()
     return {
         "config": to_dict(config),
-        "data": _file_sha256(Path(dataset.path)),
+        "data": file_sha256(Path(dataset.path)),
         "tokenizer": _tokenizer(source.tokenizer),
         "weights": _weights(source),
         "critic_weights": None if critic is None else _weights(critic),
+        "reward_weights": {name: _weights(model) for name, model in learned.items()},
         "reward": code_sha256(experiment.path),
         "code": _code(),
         "versions": {name: env[name.replace("-", "_")] for name in ("python", *LIBRARIES)},
@@ -156,10 +164,11 @@ def _probe(path: Path) -> str:
 def _code() -> str:
     """Of this package's own source."""
     files = sorted(PACKAGE.rglob("*.py"))
-    return _sha256("".join(f"{p.relative_to(PACKAGE)} {_file_sha256(p)}\n" for p in files))
+    return _sha256("".join(f"{p.relative_to(PACKAGE)} {file_sha256(p)}\n" for p in files))
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's content, hexadecimal. Raises DataError."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

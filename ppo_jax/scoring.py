@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ppo_jax import sampling
 from ppo_jax.chunks import by_chunks
 from ppo_jax.decoder import Decoder
 from ppo_jax.model import head_of, stream_trunk, unembed, value_head
-from ppo_jax.sharding import on_each_device
-from ppo_jax.stream import Layout, Stream, gather, move, pack, row_layout
+from ppo_jax.sharding import batch_devices, constrain_rows, on_each_device
+from ppo_jax.stream import Layout, Stream, gather, move, pack, row_layout, row_width
 from ppo_jax.types import Array, PyTree, Rollout
 
 
@@ -60,6 +61,18 @@ def read(rollout: Rollout, layout: Layout | None = None, present_B: Array | None
     return Reading(rollout, layout, pack(rollout, present_B, layout))
 
 
+def read_to_the_end(
+    mesh: Mesh, rollout: Rollout, present_B: Array | None, size: int | None
+) -> Reading:
+    """The rows that are present, their last token as well, in streams of `size` tokens a device, or
+    all of them as padded rows."""
+    if size is None:
+        return read(rollout)
+    rollout = constrain_rows(mesh, rollout)
+    layout = Layout(batch_devices(mesh), size, row_width(rollout, final=True), final=True)
+    return read(rollout, layout, present_B)
+
+
 def forward(
     scorer: Scorer,
     params: PyTree,
@@ -73,8 +86,21 @@ def forward(
     `reference` = (reference trunk, its `response_states` [B, T, D]) asks for the exact KL of this
     policy to the reference at every position, over the ids that could be sampled, in nats.
     """
+    hidden_ZND = stream_trunk(scorer.decoder, params, reading.stream, reading.layout)
+    return from_states(scorer, params, reading, hidden_ZND, temperature, reference=reference)
+
+
+def from_states(
+    scorer: Scorer,
+    params: PyTree,
+    reading: Reading,
+    hidden_ZND: Array,
+    temperature: Array,
+    *,
+    reference: tuple[PyTree, Array] | None = None,
+) -> Forward:
+    """`forward` from the trunk's states on, which it returns as well."""
     stream = reading.stream
-    hidden_ZND = stream_trunk(scorer.decoder, params, stream, reading.layout)
     columns = _response_columns(reading, reference)
     columns["hidden"] = move(hidden_ZND, stream.state_ZM, stream.response_ZN)
     ref_params = None if reference is None else reference[0]
@@ -146,6 +172,14 @@ def _logits(scorer, head_params, hidden, chunk, temperature) -> tuple[Array, Arr
     # Columns past the end of a response kept nothing: give them the whole row, it is masked later.
     empty = jnp.all(kept < 0, axis=-1, keepdims=True)
     return jnp.where((kept >= 0) | empty, over, sampling.NEVER), chosen
+
+
+def final_scores(decoder: Decoder, params: PyTree, reading: Reading) -> Array:
+    """Scores [B] of the state after each row's last token, 0 of a row that is not there, by a model
+    {"head", "trunk"}. The reading's layout has that state: `final`."""
+    stream = reading.stream
+    hidden_ZND = stream_trunk(decoder, params["trunk"], stream, reading.layout)
+    return gather(value_head(params["head"], hidden_ZND), stream.final_ZR).reshape(-1)
 
 
 def values_from(

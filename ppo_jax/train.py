@@ -46,6 +46,7 @@ from ppo_jax.run_folder import (
 from ppo_jax.run_header import header_facts, kernels
 from ppo_jax.stages import BEST
 from ppo_jax.text import one_line
+from ppo_jax.trackers import open_trackers
 from ppo_jax.types import TrainState
 from ppo_jax.validate import check_devices
 from ppo_jax.weights import save_beside
@@ -75,7 +76,8 @@ def train(
         config = _as_begun(config, experiment.name)
         opened = kind.open(config, experiment)
         config = opened.config
-        facts = run_facts(config, experiment, opened.source, opened.critic, opened.dataset)
+        models = opened.source, opened.critic, opened.dataset, opened.learned
+        facts = run_facts(config, experiment, *models) | {"kind": kind.command}
         if not opened.parts:
             facts["reward"] = None  # which the experiment's file may well define
         check_alike(facts)
@@ -100,7 +102,8 @@ def train(
             state, start = _resume(folder, state, start, checking, args, facts)
             saver.durable = start
         reconcile(folder, start or 0)
-        log = stack.enter_context(open_metrics(folder))
+        trackers = stack.enter_context(open_trackers(config.run, folder))
+        log = stack.enter_context(open_metrics(folder, trackers))
         write_status(folder, "running", start or 0, saved=start)
         with _said_in_status(folder, log, saver):
             iterate(kind, run, folder, state, frozen, saver, log, preemption, start or 0)

@@ -89,6 +89,7 @@ def tuning_step(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
+        moments=jax.tree.map(jnp.zeros_like, state.moments),  # of the weights before this step
         nonfinite=nonfinite,
         tokens=state.tokens + tokens,
     )

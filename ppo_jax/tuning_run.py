@@ -38,14 +38,15 @@ def check_tuned(config: Config, command: str) -> None:
         )
 
 
-def make_tuner(run: Run, objective: Objective, name: str) -> Stepper:
-    """One program, `name`: an optimiser step on a batch of the run."""
+def make_tuner(run: Run, objective: Objective, name: str, *, each: int = 1) -> Stepper:
+    """One program, `name`: an optimiser step on a batch of the run, whose rows have `each` of its
+    sequences."""
     mesh, built = run.setup.mesh, Built({}, {})
     step_on = lambda state, frozen, hparams, batch: tuning_step(
         run.setup, objective, state, frozen, hparams, batch
     )
     step_program = program(built, name, step_on, (KEEP, replicated(mesh)), donate=True)
-    rows = len(run.dataset.prompts)
+    rows = each * len(run.dataset.prompts)
 
     def dispatch(state: TrainState, frozen: PyTree, step: int, batch: PyTree):
         on_device = put_batch(mesh, batch)

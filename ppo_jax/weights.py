@@ -7,6 +7,7 @@ Face's half-split rotary order.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from safetensors.numpy import save_file
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.hf_config import classifier_labels, read_model_config
-from ppo_jax.hf_export import write_model_config
+from ppo_jax.hf_export import REWARD_BIAS, write_model_config
 from ppo_jax.hf_folder import (
     CONFIG,
     INDEX,
     SINGLE,
     check_replaceable,
     copy_tokenizer,
+    read_json,
     whole_folder,
 )
 from ppo_jax.hf_tensors import NAMES, PLAIN, Slot, tensor_slots
@@ -52,7 +54,8 @@ def load_hf(path: str | Path, *, dtype: str = "float32") -> tuple[ModelConfig, P
 def load_classifier(
     path: str | Path, *, dtype: str = "float32"
 ) -> tuple[ModelConfig, PyTree, PyTree]:
-    """(shape, trunk, head {"kernel": [D, labels]}) of an AutoModelForSequenceClassification."""
+    """(shape, trunk, head {"kernel": [D, labels]}) of an AutoModelForSequenceClassification; with
+    the bias [1] of a reward model that was written by `save_hf`."""
     folder = Path(path)
     labels = classifier_labels(folder)
     if labels is None:
@@ -61,7 +64,12 @@ def load_classifier(
             "sequence classifier"
         )
     model_config, params = _load(folder, dtype, labels)
-    return model_config, params, params.pop("score")
+    head, bias = params.pop("score"), read_json(folder / CONFIG).get(REWARD_BIAS)
+    if bias is None:
+        return model_config, params, head
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+        raise ConfigError(f"{folder / CONFIG}: {REWARD_BIAS} = {bias!r}, expected a number")
+    return model_config, params, {**head, "bias": np.full(1, bias, np.float32)}
 
 
 def _load(folder: Path, dtype: str, labels: int | None) -> tuple[ModelConfig, PyTree]:
@@ -95,24 +103,27 @@ def save_hf(
     """Write a Hugging Face folder that transformers 5 loads with no missing or unexpected key.
 
     `params` may hold jax or numpy arrays; `tokenizer` may be None. With a `head` ({"kernel": [D,
-    labels]}) it is an AutoModelForSequenceClassification. What `origin`, the folder the model came
-    from, holds beside the weights is carried through: tokenizer files and chat template as they
-    are, sampling defaults, dropout rates. The folder appears whole or not at all. An older model
-    folder is replaced; ConfigError when other files lie there, when the tree does not fit
-    `model_config`, or for an unknown `dtype` (float32, bfloat16, float16).
+    labels]}) it is an AutoModelForSequenceClassification, and a bias [1] of its head goes into
+    config.json as `ppo_jax_reward_bias`, which transformers does not add. What `origin`, the folder
+    the model came from, holds beside the weights is carried through: tokenizer files and chat
+    template as they are, sampling defaults, dropout rates. The folder appears whole or not at all.
+    An older model folder is replaced; ConfigError when other files lie there, when the tree does
+    not fit `model_config`, or for an unknown `dtype` (float32, bfloat16, float16).
     """
     folder = Path(path).expanduser()
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown: expected {', '.join(DTYPES)}")
     check_replaceable(folder)
     labels = None if head is None else int(head["kernel"].shape[-1])
+    bias = float(head["bias"][0]) if head is not None and "bias" in head else None
     if head is not None:
-        params = {k: v for k, v in params.items() if k != "lm_head"} | {"score": head}
+        params = {k: v for k, v in params.items() if k != "lm_head"}
+        params["score"] = {"kernel": head["kernel"]}
     slots = tensor_slots(model_config, labels=labels)
     leaves = _checked_leaves(params, slots)
     with whole_folder(folder) as new:
         _write_tensors(new, slots, leaves, dtype, max_shard_bytes)
-        save_beside(new, model_config, tokenizer, dtype, labels=labels, origin=origin)
+        save_beside(new, model_config, tokenizer, dtype, labels=labels, bias=bias, origin=origin)
 
 
 def save_beside(
@@ -122,10 +133,11 @@ def save_beside(
     dtype: str,
     *,
     labels: int | None = None,
+    bias: float | None = None,
     origin: Path | None = None,
 ) -> None:
     """Write what lies beside weights: configs, and `origin`'s tokenizer files or `tokenizer`."""
-    write_model_config(folder, model_config, dtype, labels=labels, origin=origin)
+    write_model_config(folder, model_config, dtype, labels=labels, bias=bias, origin=origin)
     if not (origin is not None and copy_tokenizer(origin, folder)) and tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

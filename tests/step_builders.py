@@ -22,8 +22,8 @@ from ppo_jax.config import (
 )
 from ppo_jax.decoder import make_decoder
 from ppo_jax.lora import init_adapters
-from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
-from ppo_jax.prepare import place_frozen, place_state, without_lm_head
+from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers, without_lm_head
+from ppo_jax.prepare import place_frozen, place_state
 from ppo_jax.sharding import make_mesh, put_batch
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts

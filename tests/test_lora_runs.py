@@ -10,13 +10,15 @@ import pytest
 from ppo_jax.arguments import ExportArgs
 from ppo_jax.commands import export
 from ppo_jax.config import ModelOptions, replace
+from ppo_jax.critics import load_critic
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
-from ppo_jax.loading import load_adapters, load_critic, load_trunk, open_source, resolve_options
+from ppo_jax.first_weights import initial_weights
+from ppo_jax.loading import load_adapters, load_trunk, open_source, resolve_options
 from ppo_jax.lora import attach, merge
 from ppo_jax.metrics import read_metrics
-from ppo_jax.prepare import initial_weights, open_critic
+from ppo_jax.prepare import open_critic
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import RunFolder, run_folder
 from ppo_jax.tokenizer import byte_tokenizer

@@ -3,10 +3,10 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from ppo_jax.errors import ConfigError
+from ppo_jax.errors import ConfigError, DataError
 from ppo_jax.types import Array, PyTree, Rollout
 
 SIGNATURES = (
@@ -20,24 +20,38 @@ class DeviceReward(NamedTuple):
     """A reward inside the compiled step. Its tables are arguments of the step, never closures."""
 
     name: str
-    fn: Callable[[Rollout, dict[str, Array], PyTree], Array]  # (rollout, columns, tables)
+    fn: Callable[[Rollout, dict[str, Any], PyTree], Array]  # (rollout, columns, tables)
     make_tables: Callable[[Any, int], PyTree]  # (tokenizer, vocab_size) -> numpy arrays
+    texts: tuple[str, ...] = ()  # columns of strings it reads: `columns[name]` is a `types.Texts`
+
+
+class LearnedReward(NamedTuple):
+    """A reward inside the compiled step that is a model's: see `rewards.learned`."""
+
+    name: str
+    path: str  # of a reward model's run, or of a sequence classifier of one output
 
 
 class Part(NamedTuple):
-    """One summand of the reward: `device` or `host` is set, the other is None."""
+    """One summand of the reward: `device`, `host` or `learned` is set, the others are None."""
 
     name: str
     weight: float
     device: DeviceReward | None
     host: Callable | None
+    learned: LearnedReward | None = None
+    known: tuple[str, tuple[str, ...]] | None = None  # a column, and what may stand there
+
+
+NAMED = DeviceReward, LearnedReward, Part
+ROWS = ".rows"  # `<name>.rows`: 1 at the rows that the part of that name speaks of; see `by_task`
 
 
 def parse_rewards(reward) -> list[Part]:
     """The parts of what an experiment names as its reward, in order, with unique names.
 
-    Takes a `DeviceReward`, a device function, a host function, a (weight, reward) pair, or a list
-    of any of these. A name that is taken gets the suffix `_2`, `_3`, ….
+    Takes a `DeviceReward`, a `LearnedReward`, a device function, a host function, a `Part`, a pair
+    (weight, reward), or a list of any of these. A name that is taken gets the suffix `_2`, `_3`, ….
     Raises `ConfigError` for anything else and for a weight that is not a finite number.
     """
     given = reward if _is_list(reward) else [reward]
@@ -56,6 +70,12 @@ def parse_rewards(reward) -> list[Part]:
     return parts
 
 
+def text_columns(parts: Iterable[Part]) -> tuple[str, ...]:
+    """The columns of strings that rewards on the device read, each once."""
+    found = (name for part in parts if part.device is not None for name in part.device.texts)
+    return tuple(dict.fromkeys(found))
+
+
 def check_columns(part: Part, columns: Collection[str]) -> None:
     """Raises `ConfigError` if the host function asks for a keyword that is not a column."""
     if part.host is None:
@@ -69,15 +89,30 @@ def check_columns(part: Part, columns: Collection[str]) -> None:
             )
 
 
+def check_values(part: Part, columns: dict[str, list], lines: list[int], path: str) -> None:
+    """Raises `DataError` at the first row whose value in the column of `part.known` is none of its
+    values; `lines` are the rows' own in the file."""
+    if part.known is None:
+        return
+    column, known = part.known
+    for line, value in zip(lines, columns[column], strict=True):
+        for one in value if isinstance(value, list) else [value]:
+            if one not in known:
+                raise DataError(
+                    f"{path}:{line}: {column} is {str(one)[:80]!r}, which has no reward; known: "
+                    f"{', '.join(known)}"
+                )
+
+
 def _is_list(reward) -> bool:
-    # A DeviceReward and a (weight, reward) pair are tuples too.
-    is_sequence = isinstance(reward, list | tuple) and not isinstance(reward, DeviceReward)
+    # A reward with a name of its own and a (weight, reward) pair are tuples too.
+    is_sequence = isinstance(reward, list | tuple) and not isinstance(reward, NAMED)
     return is_sequence and not _is_pair(reward)
 
 
 def _is_pair(item) -> bool:
     """A tuple or list of two whose first entry cannot be a reward, so it stands for a weight."""
-    if isinstance(item, DeviceReward) or not isinstance(item, list | tuple) or len(item) != 2:
+    if isinstance(item, NAMED) or not isinstance(item, list | tuple) or len(item) != 2:
         return False
     return not callable(item[0]) and not isinstance(item[0], list | tuple)
 
@@ -94,6 +129,10 @@ def _parse_weight(weight, item) -> float:
 def _parse_one(item, weight: float) -> Part:
     if isinstance(item, DeviceReward):
         return Part(item.name, weight, item, None)
+    if isinstance(item, LearnedReward):
+        return Part(item.name, weight, None, None, item)
+    if isinstance(item, Part):
+        return item._replace(weight=weight * item.weight)
     parameters = parameters_of(item)
     positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
     first_two = [p.name for p in parameters[:2] if p.kind in positional]
@@ -127,7 +166,7 @@ def column_parameters(function) -> list[inspect.Parameter]:
 
 
 def _name(item) -> str:
-    if isinstance(item, DeviceReward):
+    if isinstance(item, NAMED):
         return item.name
     function = getattr(item, "func", item)  # of a functools.partial
     name = getattr(function, "__name__", type(function).__name__)
