@@ -24,8 +24,8 @@ from ppo_jax.config import (
 from ppo_jax.rewards.exact import exact_match
 
 DATA = "experiments/data/qa"
-SHAPE = ModelConfig(  # 0.5 million weights
-    num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256
+SHAPE = ModelConfig(  # 0.36 million weights
+    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.08
 )
 
 SFT = Config(
@@ -33,12 +33,12 @@ SFT = Config(
     data=DataOptions(
         path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=96
     ),
-    rollout=RolloutOptions(batch_size=64, max_new_tokens=8),
-    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    rollout=RolloutOptions(batch_size=32, max_new_tokens=8),
+    optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
         cell="sft", iterations=800, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
-    hparams=HParams(learning_rate=1e-3),
+    hparams=HParams(learning_rate=3e-3),
 )
 
 BASE = Config(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ppo_jax.config import HParams, RewardOptions
 from ppo_jax.errors import RewardError
 from ppo_jax.masked import masked_whiten
+from ppo_jax.rewards.base import ROWS
 from ppo_jax.types import Rollout, Scored, ScoreMoments
 
 
@@ -19,8 +20,9 @@ class Scores(NamedTuple):
 
     sequence_B: Array  # of the parts that score a whole response
     token_BT: Array  # of the parts that reward single tokens
-    parts: dict[str, Array]  # unweighted score of each part, [B]
+    parts: dict[str, Array]  # unweighted score of each part, [B]; NaN at rows it does not speak of
     valid_B: Array | None = None  # bool, rows that have a score; None: all must have
+    rows: dict[str, Array] = {}  # bool [B], of the parts that speak of some rows alone
 
     @property
     def total_B(self) -> Array:
@@ -31,6 +33,13 @@ class Scores(NamedTuple):
     def mean(self, x_B: Array) -> Array:
         """Mean of a number a row over the rows that have a score; NaN where none has."""
         return x_B.mean() if self.valid_B is None else x_B.mean(where=self.valid_B)
+
+    def part_mean(self, name: str) -> Array:
+        """Mean of a part over the rows that it speaks of and that have a score; NaN without any."""
+        if name not in self.rows:
+            return self.mean(self.parts[name])
+        rows_B = self.rows[name] if self.valid_B is None else self.rows[name] & self.valid_B
+        return self.parts[name].mean(where=rows_B)
 
     def counted(self, mask_BT: Array) -> Array:
         """The mask without the rows that have no score."""
@@ -63,12 +72,14 @@ def combine_scores(
 ) -> Scores:
     """Weigh and sum the parts; [B] scores a response, [B, T] its tokens.
 
-    A score `part/key`, from a host function that returns a dict, weighs what its part does. With
-    `on_error="mask"` a row has no score where one of its parts is not finite.
+    A score `part/key`, from a host function that returns a dict, weighs what its part does. A part
+    with a score `<name>.rows` beside it is 0 where that is 0. With `on_error="mask"` a row has no
+    score where one of its parts is not finite.
     """
     sequence_B = jnp.zeros(rollout.lengths_B.shape, jnp.float32)
     token_BT = jnp.zeros(rollout.mask_BT.shape, jnp.float32)
     parts, valid_B = {}, jnp.ones(rollout.lengths_B.shape, bool)
+    rows = {name: raw[name + ROWS] > 0 for name in raw if name + ROWS in raw}
     for name, score in raw.items():
         score = score.astype(jnp.float32)
         weight = weights[name] if name in weights else weights[name.split("/")[0]]
@@ -77,17 +88,20 @@ def combine_scores(
                 f"reward {name}: returned shape {list(score.shape)}, expected one score a response "
                 f"{list(sequence_B.shape)} or a token {list(token_BT.shape)}"
             )
+        if name in rows:
+            score = jnp.where(rows[name].reshape(-1, *[1] * (score.ndim - 1)), score, 0.0)
         if score.ndim == 1:
             sequence_B, parts[name] = sequence_B + weight * score, score
         else:
             score = jnp.where(rollout.mask_BT > 0, score, 0.0)
             token_BT, parts[name] = token_BT + weight * score, score.sum(axis=1)
         valid_B &= jnp.isfinite(parts[name])
+    parts |= {name: jnp.where(rows_B, parts[name], jnp.nan) for name, rows_B in rows.items()}
     if on_error == "abort":
-        return Scores(sequence_B, token_BT, parts)
+        return Scores(sequence_B, token_BT, parts, rows=rows)
     valid_B &= jnp.isfinite(sequence_B + token_BT.sum(axis=1))  # of finite parts, too
     sequence_B = jnp.where(valid_B, sequence_B, 0.0)
-    return Scores(sequence_B, jnp.where(valid_B[:, None], token_BT, 0.0), parts, valid_B)
+    return Scores(sequence_B, jnp.where(valid_B[:, None], token_BT, 0.0), parts, valid_B, rows)
 
 
 def update_moments(
@@ -127,7 +141,7 @@ def shape_scores(
     if hparams.missing_eos_penalty is not None:
         score_B = score_B - hparams.missing_eos_penalty * ~rollout.ended_B
     if hparams.length_penalty is not None:
-        score_B = score_B - hparams.length_penalty * rollout.lengths_B
+        score_B = score_B - hparams.length_penalty * rollout.generated_B
     if hparams.overlong_penalty is not None:
         # DAPO's soft punishment (arXiv 2503.14476): rises linearly over the last tokens allowed.
         start = rollout.mask_BT.shape[1] - options.overlong_buffer
@@ -152,10 +166,10 @@ def shape_rewards(
     rollout: Rollout,
     mask_BT: Array,
 ) -> Array:
-    """Token rewards: the score lands on the last real token, the KL on each (Ziegler et al. 2019,
-    arXiv 1909.08593). With the KL in the loss only the scores are left. 0 outside of `mask_BT`."""
-    last_BT = jnp.arange(rollout.mask_BT.shape[1])[None] == rollout.lengths_B[:, None] - 1
-    rewards_BT = token_BT + jnp.where(last_BT, score_B[:, None], 0.0)
+    """Token rewards: the score lands on the last generated token, the KL on each of them (Ziegler et
+    al. 2019, arXiv 1909.08593). With the KL in the loss only the scores are left. 0 outside of
+    `mask_BT`."""
+    rewards_BT = token_BT + jnp.where(rollout.last_BT, score_B[:, None], 0.0)
     if options.kl_in == "reward":
         rewards_BT = rewards_BT - kl_coef * kl_BT
     rewards_BT = jnp.where(mask_BT > 0, rewards_BT, 0.0)

@@ -17,6 +17,11 @@ from ppo_jax.hf_folder import check_links
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 256, 257, 258 of the byte tokenizer
+# Of the byte tokenizer: a line a message, its role written out; the assistant's is left open.
+CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 SPACE = "\u2581"  # SentencePiece's visible space
 
@@ -49,7 +54,8 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False):
 def byte_tokenizer():
     """UTF-8 bytes as ids 0..255, then <|bos|>, <|eos|>, <|pad|>: the tokenizer of random models.
 
-    Decoding gives back any valid UTF-8 text; no special token is added on encoding.
+    Decoding gives back any valid UTF-8 text; no special token is added on encoding. Its chat
+    template, `CHAT`, is plain text: a message can speak as another role.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -60,8 +66,26 @@ def byte_tokenizer():
     backend.add_special_tokens(list(SPECIAL))
     bos, eos, pad = SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad, chat_template=CHAT
     )
+
+
+def character_tokenizer(characters: str):
+    """One id a character, in this order, for ASCII characters, each once; no special tokens.
+
+    Raises ConfigError for other characters. What is none of them has no id and is left out.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if not characters.isascii() or len(set(characters)) < len(characters):
+        raise ConfigError(f"characters {characters!r}: must be ASCII, each once")
+    stand_ins = {byte: piece for piece, byte in byte_alphabet().items()}
+    vocabulary = {stand_ins[ord(character)]: i for i, character in enumerate(characters)}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 def encode_prompt(tokenizer, prompt: Any, *, where: str) -> list[int]:

@@ -23,6 +23,7 @@ from ppo_jax.tokenizer import byte_tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 PAD = 258
 TOKENIZER = byte_tokenizer()
+TOKENIZER.chat_template = None
 CHAT = byte_tokenizer()
 CHAT.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 

@@ -11,6 +11,7 @@ from ppo_jax import smollm2
 from ppo_jax.config import ModelConfig
 from ppo_jax.errors import ConfigError, DataError
 from ppo_jax.tokenizer import (
+    SPECIAL,
     byte_tokenizer,
     decode,
     encode_prompt,
@@ -142,6 +143,7 @@ def test_load_tokenizer_faults(tmp_path):
 def test_chat_prompts():
     tokenizer = byte_tokenizer()
     messages = [{"role": "user", "content": "Hi"}]
+    tokenizer.chat_template = None
     with pytest.raises(DataError, match=r"f\.jsonl:3: .*no chat template"):
         encode_prompt(tokenizer, messages, where="f.jsonl:3")
     tokenizer.chat_template = (
@@ -153,6 +155,22 @@ def test_chat_prompts():
     assert ids == list(b"[user]Hi[assistant]") and type(ids) is list
     with pytest.raises(DataError, match=r"f\.jsonl:4: .*no system"):
         encode_prompt(tokenizer, [{"role": "system", "content": ""}], where="f.jsonl:4")
+
+
+def test_the_byte_tokenizer_writes_roles_out(tmp_path):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Grüße {{ x }}\n"},
+        {"role": "assistant", "content": " <|eos|> "},
+        {"role": "user", "content": ""},
+    ]
+    text = "system: Be brief.\nuser: Grüße {{ x }}\n\nassistant:  <|eos|> \nuser: \nassistant: "
+    byte_tokenizer().save_pretrained(tmp_path)
+    for tokenizer in (byte_tokenizer(), load_tokenizer(tmp_path)):
+        ids = encode_prompt(tokenizer, messages, where="f.jsonl:3")
+        assert ids == tokenizer.encode(text) and decode(tokenizer, ids) == text.replace(
+            SPECIAL[1], ""
+        )
 
 
 @pytest.mark.parametrize(

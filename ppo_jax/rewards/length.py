@@ -1,5 +1,7 @@
 """Length rewards on the device: how near a response comes to the number of tokens asked for."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from ppo_jax.errors import ConfigError
@@ -29,11 +31,23 @@ def target_length(
     Raises `ConfigError` for a target or a width that is not above 0, for a floor that is not below
     1, and, when the step is traced, for a column that the data does not have.
     """
-    if isinstance(tokens, str):
-        if not tokens:
-            raise ConfigError(f"reward {name}: tokens names no column: the name is empty")
+    score = nearness(tokens, "tokens", width=width, floor=floor, name=name)
+
+    def of_tokens(rollout: Rollout, columns: dict[str, Array], tables: PyTree) -> Array:
+        return score(without_stop(rollout).sum(axis=1), columns)
+
+    return DeviceReward(name, of_tokens, no_tables)
+
+
+def nearness(
+    target: float | str, what: str, *, width: float | None, floor: float | None, name: str
+) -> Callable[[Array, dict[str, Array]], Array]:
+    """The score, float32 [B], of numbers of `what` [B] for a target; see `target_length`."""
+    if isinstance(target, str):
+        if not target:
+            raise ConfigError(f"reward {name}: {what} names no column: the name is empty")
     else:
-        _check_positive("tokens", tokens, name, "or the name of a column")
+        _check_positive(what, target, name, "or the name of a column")
     if width is not None:
         _check_positive("width", width, name, "or None")
     if floor is not None and not (is_number(floor) and floor < 1):
@@ -41,21 +55,21 @@ def target_length(
             f"reward {name}: floor must be a finite number below 1 or None, got {floor!r}"
         )
 
-    def score(rollout: Rollout, columns: dict[str, Array], tables: PyTree) -> Array:
-        count_B = without_stop(rollout).sum(axis=1)
-        target_B = jnp.broadcast_to(_target(tokens, columns, name), count_B.shape)
+    def score(count_B: Array, columns: dict[str, Array]) -> Array:
+        target_B = jnp.broadcast_to(_target(target, columns, name), count_B.shape)
         width_B = jnp.maximum(target_B, 1.0) if width is None else jnp.float32(width)
         score_B = 1.0 - jnp.abs(count_B - target_B) / width_B
         return score_B if floor is None else jnp.maximum(score_B, floor)
 
-    return DeviceReward(name, score, no_tables)
+    return score
 
 
 def without_stop(rollout: Rollout) -> Array:
-    """The mask of a rollout, float32 [B, T], less the stop token of the rows that have one."""
-    T = rollout.mask_BT.shape[1]
-    last_BT = jnp.arange(T)[None] == rollout.lengths_B[:, None] - 1
-    stop_BT = last_BT & rollout.ended_B[:, None]
+    """The mask of a rollout, float32 [B, T], less the stop token of the rows that have one; that
+    of a dialogue is whole, for it ends as its environment says."""
+    if rollout.env_rewards_BT is not None:
+        return rollout.mask_BT
+    stop_BT = rollout.last_BT & rollout.ended_B[:, None]
     return jnp.where(stop_BT, 0.0, rollout.mask_BT)
 
 
@@ -64,12 +78,12 @@ def no_tables(tokenizer, vocab_size: int) -> PyTree:
     return ()
 
 
-def _target(tokens: float | str, columns: dict[str, Array], name: str) -> Array:
-    if not isinstance(tokens, str):
-        return jnp.float32(tokens)
-    if tokens not in columns:
-        raise ConfigError(f"reward {name}: `{tokens}` is not a numeric column of the data")
-    return columns[tokens].astype(jnp.float32)
+def _target(target: float | str, columns: dict[str, Array], name: str) -> Array:
+    if not isinstance(target, str):
+        return jnp.float32(target)
+    if target not in columns:
+        raise ConfigError(f"reward {name}: `{target}` is not a numeric column of the data")
+    return columns[target].astype(jnp.float32)
 
 
 def _check_positive(what: str, value, name: str, other: str) -> None:
