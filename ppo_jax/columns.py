@@ -84,4 +84,5 @@ def take_texts(column: TextColumn, rows_B: np.ndarray) -> Texts:
             ids_BCN[i, c, : len(ids)] = ids
             bytes_BCM[i, c, : len(raw)] = np.frombuffer(raw, np.uint8)
             lengths_BC[i, c], sizes_BC[i, c] = len(ids), len(raw)
-    return Texts(ids_BCN, lengths_BC, bytes_BCM, sizes_BC)
+    arrays: tuple = (ids_BCN, lengths_BC, bytes_BCM, sizes_BC)
+    return Texts(*arrays)

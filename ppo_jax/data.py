@@ -1,27 +1,29 @@
 """Prompts from a local file, and batches as a pure function of (seed, step).
 
 A data file is `.jsonl` or `.jsonl.gz`: one JSON object a line, with `prompt` (a string, or a list
-of `{role, content}` messages) and any other columns, which are handed to the reward. Every fault is
-a `DataError` that reads `file:line: reason`.
+of `{role, content}` messages) and any other columns, which are handed to the reward; or with
+`messages`, which stand for a prompt and, their last one, the column `response`. Every fault is a
+`DataError` that reads `file:line: reason`.
 """
 
 import difflib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo_jax.columns import TextColumn, check_texts, numeric_column, take_texts, text_column
 from ppo_jax.config import Config, DataOptions
+from ppo_jax.data_rows import Row, usable_row
 from ppo_jax.errors import DataError
-from ppo_jax.jsonl import json_type, parse_object, read_lines, shown
-from ppo_jax.tokenizer import encode_prompt
+from ppo_jax.jsonl import read_lines
+from ppo_jax.tokenizer import check_vocabulary
 from ppo_jax.types import Prompts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUFFIXES = (".jsonl", ".jsonl.gz")
-# A host-side reward is called as fn(prompts, responses, **columns).
-REWARD_ARGUMENTS = ("prompts", "responses")
 
 
 class Dataset(NamedTuple):
@@ -30,24 +32,22 @@ class Dataset(NamedTuple):
     prompts: list[str | list[dict]]  # as in the file
     prompt_ids: list[list[int]]  # at most data.max_prompt_tokens each
     columns: dict[str, list]  # every column but `prompt`, as in the file
-    numeric: dict[str, np.ndarray]  # the int32 and float32 columns, see `numeric_column`
+    numeric: dict[str, np.ndarray]  # the int32 and float32 columns, see `columns`
     lines: list[int]  # where each row stands in the file, counted from 1
     dropped: int  # rows left out by overlong="drop"
     truncated: int  # prompts cut by overlong="truncate"
     path: str  # the file that was read
     skipped: int = 0  # rows left out by bad_rows="skip"
+    texts: dict[str, TextColumn] = {}  # those that rewards on the device read
+    response_ids: list[list[int]] | None = None  # of given responses, where they are trained on
 
 
-class _Row(NamedTuple):
-    line: int
-    prompt: str | list
-    ids: list[int]
-    columns: dict[str, Any]
-
-
-def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Dataset:
+def load_dataset(
+    options: DataOptions, tokenizer: Any, *, vocab_size: int, texts: Sequence[str] = ()
+) -> Dataset:
     """Read, check and tokenise `options.path`; `DataError` names the faulty line.
 
+    `texts` are the columns that a reward on the device reads as strings (`base.text_columns`).
     A relative path is looked up from the working directory, then from the repository's root. With
     bad_rows="skip" unusable rows are left out, with one warning. Three faults are not a row's own
     and remain errors: a file that breaks off, a token id outside the vocabulary (the tokenizer is
@@ -59,7 +59,8 @@ def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Da
     first, fault = None, ""
     for line, raw in read_lines(path):
         try:
-            row = _usable_row(raw, first, tokenizer, line, path)
+            row = usable_row(raw, first, tokenizer, line, path)
+            check_texts(row.columns, texts, f"{path}:{line}")
         except DataError as error:
             if options.bad_rows == "error":
                 raise
@@ -67,7 +68,7 @@ def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Da
             fault = fault or str(error)
             continue
         first = first or row
-        _check_vocabulary(row.ids, vocab_size, f"{path}:{line}")
+        check_vocabulary(row.ids, vocab_size, f"{path}:{line}")
         excess = _excess(row.ids, options, f"{path}:{line}")
         if excess and options.overlong == "drop":
             dropped += 1
@@ -80,7 +81,11 @@ def load_dataset(options: DataOptions, tokenizer: Any, *, vocab_size: int) -> Da
         print(f"ppo-jax: warning: rows left out: {skipped}, the first {fault}", file=sys.stderr)
     arrays = {name: numeric_column(values) for name, values in data.columns.items()}
     numeric = {name: array for name, array in arrays.items() if array is not None}
-    return data._replace(numeric=numeric, dropped=dropped, truncated=truncated, skipped=skipped)
+    places = [f"{path}:{line}" for line in data.lines] if texts else []
+    read = {name: text_column(data.columns[name], tokenizer, vocab_size, places) for name in texts}
+    return data._replace(
+        numeric=numeric, dropped=dropped, truncated=truncated, skipped=skipped, texts=read
+    )
 
 
 def find_file(name: str) -> Path:
@@ -107,19 +112,27 @@ def find_file(name: str) -> Path:
     return path
 
 
-def numeric_column(values: list) -> np.ndarray | None:
-    """The column as a device-side reward gets it: int32 (bool, int) or float32, else None.
+def first_rows(dataset: Dataset, count: int | None) -> Dataset:
+    """The first `count` rows; all where None, or where there are fewer."""
+    return dataset if count is None else take_rows(dataset, range(min(count, len(dataset.lines))))
 
-    A column with a null, or with a number its 32-bit type cannot hold, is not numeric: host-side
-    rewards still get it as it stands in the file.
-    """
-    if not all(isinstance(value, bool | int | float) for value in values):
-        return None
-    if any(isinstance(value, float) for value in values):
-        limit = float(np.finfo(np.float32).max)
-        return np.array(values, np.float32) if all(abs(v) <= limit for v in values) else None
-    info = np.iinfo(np.int32)
-    return np.array(values, np.int32) if all(info.min <= v <= info.max for v in values) else None
+
+def take_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+    """These rows of a data set, in this order."""
+    take = lambda values: [values[row] for row in rows]
+    index = np.asarray(rows, np.int32)
+    return dataset._replace(
+        prompts=take(dataset.prompts),
+        prompt_ids=take(dataset.prompt_ids),
+        columns={name: take(values) for name, values in dataset.columns.items()},
+        numeric={name: values[index] for name, values in dataset.numeric.items()},
+        lines=take(dataset.lines),
+        texts={
+            name: column._replace(ids=take(column.ids), raw=take(column.raw))
+            for name, column in dataset.texts.items()
+        },
+        response_ids=None if dataset.response_ids is None else take(dataset.response_ids),
+    )
 
 
 def prompt_width(dataset: Dataset) -> int:
@@ -211,66 +224,17 @@ def _prompts(
             raise DataError(f"{where}: prompt has {len(ids)} tokens, the batch is {width} wide")
         ids_BP[i, width - len(ids) :] = ids
         mask_BP[i, width - len(ids) :] = True
-    columns = {name: values[rows_B] for name, values in dataset.numeric.items()}
+    columns: dict[str, Any] = {name: values[rows_B] for name, values in dataset.numeric.items()}
+    columns |= {name: take_texts(column, rows_B) for name, column in dataset.texts.items()}
     return Prompts(ids_BP, mask_BP, rows_B, sample_index_B, columns)
 
 
-def _append(data: Dataset, row: _Row, excess: int) -> None:
+def _append(data: Dataset, row: Row, excess: int) -> None:
     data.prompts.append(row.prompt)
     data.prompt_ids.append(row.ids[excess:])
     data.lines.append(row.line)
     for name, value in row.columns.items():
         data.columns.setdefault(name, []).append(value)
-
-
-def _usable_row(raw: bytes, first: _Row | None, tokenizer: Any, line: int, path: Path) -> _Row:
-    where = f"{path}:{line}"
-    columns = parse_object(raw, where)
-    prompt = _checked_prompt(columns, where)
-    del columns["prompt"]
-    _check_columns(columns, first, where)
-    ids = encode_prompt(tokenizer, prompt, where=where)
-    if not ids:
-        raise DataError(f"{where}: prompt has no tokens")
-    return _Row(line, prompt, ids, columns)
-
-
-def _checked_prompt(row: dict, where: str) -> str | list:
-    # Whitespace alone, or special tokens alone, make a prompt like any other.
-    if "prompt" not in row:
-        present = shown(", ".join(row)) if row else "none"
-        raise DataError(f"{where}: no column `prompt`; columns present: {present}")
-    prompt = row["prompt"]
-    if not isinstance(prompt, str | list):
-        raise DataError(
-            f"{where}: prompt is {json_type(prompt)}; expected a string or a list of messages"
-        )
-    if not prompt:
-        raise DataError(f"{where}: prompt is empty")
-    return prompt
-
-
-def _check_columns(columns: dict, first: _Row | None, where: str) -> None:
-    for name in columns:
-        if name in REWARD_ARGUMENTS:
-            raise DataError(f"{where}: column {name!r} is a reward's own argument; rename it")
-    if first is None:
-        return
-    for name in first.columns:
-        if name not in columns:
-            raise DataError(f"{where}: no column {shown(name)}, which line {first.line} has")
-    for name in columns:
-        if name not in first.columns:
-            raise DataError(f"{where}: column {shown(name)}, which line {first.line} does not have")
-
-
-def _check_vocabulary(ids: list[int], vocab_size: int, where: str) -> None:
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise DataError(
-                f"{where}: token id {token} is outside the model's vocabulary "
-                f"(0 to {vocab_size - 1}); the tokenizer belongs to another model"
-            )
 
 
 def _excess(ids: list[int], options: DataOptions, where: str) -> int:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -23,7 +23,6 @@ from ppo_jax.run_folder import RunFolder, read_lines
 from ppo_jax.storage import publish, to_append
 from ppo_jax.types import Array
 
-REWARD = "reward/"  # before the name of a part
 PHASES = ("rollout", "score", "update")
 
 
@@ -34,22 +33,39 @@ class Log(NamedTuple):
     descriptor: int | None  # None in the processes that do not write
 
 
+class Tracker(Protocol):
+    """What is told of a run beside its own logs, after them (`trackers`). It does not raise."""
+
+    def write(self, step: int, metrics: Mapping[str, float | int]) -> None: ...
+
+    def write_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class MetricsLog(NamedTuple):
     metrics: Log
     samples: Log
+    trackers: Sequence[Tracker] = ()
 
     def write(self, step: int, metrics: Mapping[str, float | int]) -> None:
         """Add the line of iteration `step`, which is on its way to the disk on return."""
         _append(self.metrics, [{"step": int(step), **metrics}])
+        for tracker in self.trackers:
+            tracker.write(step, metrics)
 
     def write_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add one line a sample, each with `step` first."""
         _append(self.samples, [{"step": int(step), **row} for row in rows])
+        for tracker in self.trackers:
+            tracker.write_samples(step, rows)
 
     def sync(self) -> None:
         """Wait until what has been written is on the disk, and where gs:// asks for it uploaded.
         Raises StorageError."""
-        for log in self:
+        for log in (self.metrics, self.samples):
             if log.descriptor is not None:
                 try:
                     os.fsync(log.descriptor)
@@ -57,11 +73,14 @@ class MetricsLog(NamedTuple):
                     raise _unwritable(log, error) from None
         if self.metrics.descriptor is not None:
             publish(self.metrics.path.parent)
+        for tracker in self.trackers:
+            tracker.sync()
 
 
 @contextmanager
-def open_metrics(folder: RunFolder) -> Iterator[MetricsLog]:
-    """The run's two logs, added to and never overwritten; only the first process writes.
+def open_metrics(folder: RunFolder, trackers: Sequence[Tracker] = ()) -> Iterator[MetricsLog]:
+    """The run's two logs, added to and never overwritten; only the first process writes. What goes
+    into them the trackers are told.
 
     Raises StorageError, here or on writing, if a file cannot be written.
     """
@@ -71,7 +90,7 @@ def open_metrics(folder: RunFolder) -> Iterator[MetricsLog]:
             logs.append(Log(path, _open_to_append(to_append(path)) if is_writer() else None))
         if is_writer():
             publish(folder.root)  # there, if without a line, as a file that has been opened is
-        yield MetricsLog(*logs)
+        yield MetricsLog(logs[0], logs[1], trackers)
     finally:
         for log in logs:
             if log.descriptor is not None:
@@ -84,8 +103,7 @@ def to_host(metrics: Mapping[str, Array]) -> dict[str, float | int]:
     The mean of a reward that speaks of some rows alone is left out where the batch has none.
     """
     found = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
-    rows = lambda name: found.get(f"{REWARD}{ROWS}{name.removeprefix(REWARD)}")
-    return {name: value for name, value in found.items() if rows(name) != 0}
+    return {name: value for name, value in found.items() if found.get(name + ROWS) != 0}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -141,7 +141,8 @@ class PPOTextEnv(gymnasium.Env):
         stopped = self.stop is not None and text.endswith(self.stop)
         terminated = stopped or self.ids[-1] in self.eos_token_ids
         truncated = not terminated and len(self.ids) == self.max_steps
-        self.over, reward, info = terminated or truncated, 0.0, {"text": text}
+        self.over, reward = terminated or truncated, 0.0
+        info: dict[str, Any] = {"text": text}
         if self.over and not self.parts:
             reward = float(stopped or len(self.ids) == self.max_steps)
         elif self.over:
@@ -164,7 +165,7 @@ class PPOTextEnv(gymnasium.Env):
 
     def _observation(self) -> np.ndarray:
         ids = [*self._prompt_ids(), *self.ids]
-        row = np.full(self.observation_space.shape, NOTHING, np.int32)
+        row = np.full(self.room + self.max_steps, NOTHING, np.int32)
         row[: len(ids)] = ids
         return row
 

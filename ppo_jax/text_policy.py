@@ -61,8 +61,8 @@ class TextPolicy(NamedTuple):
         _check_observations(rows_NW, self.vocab_size, self.begin)
         params = self.params if params is None else params
         logits_NV, values_N = self.apply(params, jnp.asarray(rows_NW))
-        drawn = _choose(logits_NV, key, jnp.float32(temperature))
-        found = jax.device_get(Act(*drawn, values_N))
+        actions_N, logprobs_N = _choose(logits_NV, key, jnp.float32(temperature))
+        found = Act(*jax.device_get((actions_N, logprobs_N, values_N)))
         return found if observations.ndim == 2 else jax.tree.map(lambda x: x[0], found)
 
 

@@ -20,6 +20,7 @@ from ppo_jax.text import one_line, visible
 TENSORBOARD = "tensorboard"  # folder of a run
 EVENTS = "events.out.tfevents.*"
 SECONDS = "time/iteration"
+FLUSH_SECONDS = 5.0  # TensorBoard looks for news every thirty
 
 
 @contextlib.contextmanager
@@ -77,6 +78,7 @@ class TensorBoard:
     on a full disk."""
 
     events: Any  # tensorboardX's EventsWriter
+    flushed: float = 0.0  # when, on the monotonic clock
 
     def write(
         self, step: int, metrics: Mapping[str, float | int], clock: float | None = None
@@ -98,6 +100,7 @@ class TensorBoard:
 
     def sync(self) -> None:
         self.events.flush()
+        self.flushed = time.monotonic()
 
     def close(self) -> None:
         self.events.close()
@@ -107,6 +110,8 @@ class TensorBoard:
 
         wall = time.time() if clock is None else clock
         self.events.write_event(Event(wall_time=wall, step=int(step), summary=summary))
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.sync()
 
 
 def open_tensorboard(folder: RunFolder) -> TensorBoard:

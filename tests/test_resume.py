@@ -91,6 +91,7 @@ FREE = {
     "run.checkpoint_minutes": None,
     "run.keep": 9,
     "run.keep_best": "objective/scores",
+    "run.eval_every": 5,
     "run.grace": 5.0,
     "run.compile_cache": None,
     "run.tensorboard": True,
@@ -98,6 +99,8 @@ FREE = {
     "model.trust_remote_code": True,
     "parallel.offload": "both",
     "data.path": "moved.jsonl",  # whose content is compared
+    "data.eval_path": "others.jsonl",
+    "data.eval_rows": 3,
     "reward.timeout": 5.0,
 }
 STRUCTURAL = {

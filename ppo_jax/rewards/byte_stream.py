@@ -51,14 +51,12 @@ def build_tables(bytes_VN: np.ndarray, lengths_V: np.ndarray) -> ByteTables:
     solid_VN = inside_VN & ~IS_BLANK_256[bytes_VN]
     has_V = solid_VN.any(axis=1)
     last_V = bytes_VN.shape[1] - solid_VN[:, ::-1].argmax(axis=1)
-    ends_V = np.cumsum(lengths_V)
-    return ByteTables(
-        bytes_N=np.append(bytes_VN[inside_VN], np.uint8(0)),  # never empty, to be looked up in
-        begins_V=(ends_V - lengths_V).astype(np.int32),
-        lengths_V=lengths_V.astype(np.int32),
-        leading_V=np.where(has_V, solid_VN.argmax(axis=1), lengths_V).astype(np.int32),
-        trailing_V=np.where(has_V, lengths_V - last_V, lengths_V).astype(np.int32),
-    )
+    begins_V = np.cumsum(lengths_V) - lengths_V
+    leading_V = np.where(has_V, solid_VN.argmax(axis=1), lengths_V)
+    trailing_V = np.where(has_V, lengths_V - last_V, lengths_V)
+    rows: tuple = (begins_V, lengths_V, leading_V, trailing_V)
+    bytes_N: Any = np.append(bytes_VN[inside_VN], np.uint8(0))  # never empty: it is looked up in
+    return ByteTables(bytes_N, *(x_V.astype(np.int32) for x_V in rows))
 
 
 def byte_stream(ids_BT: Array, counts_BT: Array, tables: ByteTables, *, strip: bool) -> ByteStream:
