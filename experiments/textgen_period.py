@@ -2,8 +2,9 @@
 
     make train EXP=textgen_period
 
-Hardware: any; under a minute on two CPU cores. Expected: the share of texts of 8 to 32 bytes that
-end with "." rises from about 0.1 to above 0.99.
+Hardware: any; about a minute on two CPU cores, most of it compilation. Expected: the share of texts
+of 8 to 32 bytes that end with "." rises from about 0.1 to above 0.98; seen with seed 0, mean of the
+first and of the last five iterations: 0.14 and 1.00.
 
 The same task as a Gymnasium environment, of which this is the compiled twin, is `ppo_jax.text_env`;
 the trained model plays it as `text_policy("runs/textgen_period/base/seed0")`.
@@ -28,7 +29,7 @@ BASE = Config(
         batch_size=64, max_new_tokens=32, min_new_tokens=7, stop_token_ids=(46,)
     ),
     ppo=PPOOptions(epochs=2, minibatches=2, token_sizes=2),
-    run=RunOptions(iterations=60, checkpoint_every=20),
+    run=RunOptions(iterations=40, checkpoint_every=20),
     hparams=HParams(learning_rate=3e-3, kl_coef=0.01),
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import string
+from pathlib import Path
 
 import gymnasium
 import jax
@@ -12,13 +13,18 @@ from gymnasium.utils.env_checker import check_env
 from builders import trunk_params
 from ppo_jax.arguments import ScoreArgs
 from ppo_jax.commands import score
-from ppo_jax.config import ModelConfig
+from ppo_jax.config import ModelConfig, replace
 from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.experiment import Experiment
+from ppo_jax.restore import restore_params
 from ppo_jax.rewards.exact import exact_match
+from ppo_jax.run_folder import run_folder
 from ppo_jax.text_env import PPOTextEnv
 from ppo_jax.text_policy import text_policy
 from ppo_jax.tokenizer import byte_tokenizer, decode
+from ppo_jax.train import train
 from ppo_jax.weights import save_hf
+from tiny_runs import CONFIG, ascii_share, write_prompts
 
 ID = "ppo_jax.text_env:ppo_jax/Text-v0"
 MODEL = ModelConfig(embed_dim=32, num_layers=1, mlp_dim=32, num_heads=2, num_kv_heads=1)
@@ -228,6 +234,20 @@ def test_draws_follow_the_distribution(policy):
     np.testing.assert_allclose(acts.logprobs, logprobs_V[acts.actions], atol=1e-5)
     shares_V = np.bincount(acts.actions, minlength=259) / 2000
     assert np.abs(shares_V - np.exp(logprobs_V)).max() < 0.05 and shares_V.max() < 0.9
+
+
+def test_a_run_gives_its_policy_and_its_critic(tmp_path):
+    options = {"run.dir": str(tmp_path), "data.path": write_prompts(tmp_path)}
+    config = replace(CONFIG, **options, **{"run.iterations": 1})
+    train(config, Experiment("case", config, ascii_share, Path("case.py"), ""))
+    folder = run_folder(tmp_path / "case" / "base" / "seed0")
+    policy, trained = text_policy(str(folder.root)), restore_params(folder.checkpoints)
+    jax.tree.map(np.testing.assert_array_equal, policy.params["value"], trained["value"])
+    wanted = trained["policy"]["final_norm"]
+    jax.tree.map(np.testing.assert_array_equal, policy.params["policy"]["final_norm"], wanted)
+    env = PPOTextEnv(4, tokenizer=policy.tokenizer, max_prompt_tokens=2)
+    observation, _ = env.reset(options={"prompt": "ab"})
+    assert policy.act(observation).values != 0
 
 
 def test_observations_that_the_model_cannot_read():
