@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ppo_jax import console, data, manifest, storage
 from ppo_jax.arguments import EvalArgs
+from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config, LoraOptions, replace
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError, StorageError
@@ -124,11 +125,14 @@ def _open(experiment: Experiment, config: Config) -> Opened:
         return data.first_rows(read_dataset(config, source, names), config.data.eval_rows)
 
     opened = open_run_of(config, experiment.reward, read, experiment.environment)
-    dataset = opened.dataset
+    dataset, parts = opened.dataset, [*opened.parts, *judge]
     for part in judge:
         check_columns(part, {*dataset.columns, SEEDS})
         check_values(part, dataset.columns, dataset.lines, dataset.path)
-    return opened._replace(parts=[*opened.parts, *judge])
+    learned = open_classifiers(parts, opened.config, opened.source, experiment.name)
+    for model in learned.values():
+        check_shared(opened.config, model.config, jax.device_count())
+    return opened._replace(parts=parts, learned=learned)
 
 
 def _source(path: str | None, which: str, opened: Opened) -> Source:

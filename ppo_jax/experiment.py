@@ -1,5 +1,6 @@
 """Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`), and
-where they train a model before it SFT and REWARD_MODEL (Configs of those two commands)."""
+where they train a model before it SFT and REWARD_MODEL (Configs of those two commands). JUDGE is
+what `ppo-jax eval` decides by where REWARD is not the aim itself: a rule, as REWARD is."""
 
 import ast
 import difflib
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 
 from ppo_jax.config import Config
 from ppo_jax.data import REPOSITORY
+from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.errors import ConfigError
-from ppo_jax.rewards.base import parse_rewards
+from ppo_jax.rewards.base import Part, parse_rewards
 
 # Where bare names are looked up: of experiments, and of what `ppo-jax bench` times.
 EXPERIMENTS, WORKLOADS = "experiments", "experiments/bench"
+JUDGE = "judge."  # before the name of a part of JUDGE
 
 
 class Experiment(NamedTuple):
@@ -29,7 +32,8 @@ class Experiment(NamedTuple):
     workload: Any = None  # WORKLOAD of the file, where it has one; read by `workload`
     sft: Config | None = None  # SFT of the file: what `ppo-jax sft` trains
     reward_model: Config | None = None  # REWARD_MODEL of the file
-    environment: Any = None  # ENVIRONMENT of the file, where responses are dialogues with one
+    environment: DeviceEnv | None = None  # ENVIRONMENT, where responses are dialogues with one
+    judge: Any = None  # JUDGE of the file, in the form of REWARD
 
 
 def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Experiment:
@@ -42,10 +46,12 @@ def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Expe
     module = _run_file(path)
     base = _config(path, "BASE", _required(module, path, "BASE", "a ppo_jax.config.Config"))
     reward = _required(module, path, "REWARD", "a reward function, or a list with weights")
-    try:
-        parse_rewards(reward)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: REWARD: {error}") from None
+    judge = getattr(module, "JUDGE", None)
+    for name, given in {"REWARD": reward, "JUDGE": judge}.items():
+        try:
+            _ = given is None or parse_rewards(given)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {name}: {error}") from None
     return Experiment(
         path.stem,
         base,
@@ -55,8 +61,20 @@ def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Expe
         workload=getattr(module, "WORKLOAD", None),
         sft=_optional(module, path, "SFT"),
         reward_model=_optional(module, path, "REWARD_MODEL"),
-        environment=getattr(module, "ENVIRONMENT", None),
+        environment=_environment(module, path),
+        judge=judge,
     )
+
+
+def judge_parts(judge: Any) -> list[Part]:
+    """Of a JUDGE, under names that no reward has; none where there is none."""
+    parts = [] if judge is None else parse_rewards(judge)
+    return [part._replace(name=JUDGE + part.name) for part in parts]
+
+
+def all_parts(experiment: Experiment) -> list[Part]:
+    """Of REWARD and of JUDGE."""
+    return [*parse_rewards(experiment.reward), *judge_parts(experiment.judge)]
 
 
 def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path:
@@ -129,6 +147,16 @@ def _line(error: Exception, path: Path) -> int:
 def _optional(module: ModuleType, path: Path, name: str) -> Config | None:
     config = getattr(module, name, None)
     return None if config is None else _config(path, name, config)
+
+
+def _environment(module: ModuleType, path: Path) -> DeviceEnv | None:
+    given = getattr(module, "ENVIRONMENT", None)
+    if given is not None and not isinstance(given, DeviceEnv):
+        raise ConfigError(
+            f"{path}: ENVIRONMENT is a {type(given).__name__}; expected a "
+            "ppo_jax.envs.base.DeviceEnv, as ppo_jax.envs.maze.maze() makes one"
+        )
+    return given
 
 
 def _config(path: Path, name: str, config: Any) -> Config:

@@ -2,8 +2,8 @@
 
 import sys
 
-from ppo_jax.experiment import load_experiment
+from ppo_jax.experiment import all_parts, load_experiment
 from ppo_jax.rewards.worker import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:], lambda path: load_experiment(path).reward)
+    main(sys.argv[1:], lambda path: all_parts(load_experiment(path)))

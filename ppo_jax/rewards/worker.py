@@ -18,7 +18,7 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ PR_SET_PDEATHSIG = 1
 MARK = struct.Struct("i")
 
 
-def main(words: list[str], load_reward: Callable[[str], Any]) -> None:
-    """Answer requests until there are no more; `load_reward` gives the reward of an experiment."""
+def main(words: list[str], load_parts: Callable[[str], Iterable[Any]]) -> None:
+    """Answer requests until there are no more; `load_parts` gives the `Part`s of an experiment."""
     path, requests, answers, mark = words[0], int(words[1]), int(words[2]), int(words[3])
     _die_with_parent()
     # The run is told to end, and ends this process when it has no more use for it. Not SIG_IGN,
@@ -41,7 +41,7 @@ def main(words: list[str], load_reward: Callable[[str], Any]) -> None:
     place = mmap.mmap(mark, MARK.size)
     note = lambda row, *_: MARK.pack_into(place, 0, row)
     with open(requests, encoding="utf-8") as incoming, open(answers, "wb", buffering=0) as outgoing:
-        parts = _load(path, load_reward, outgoing)
+        parts = _load(path, load_parts, outgoing)
         own = os.getpid()
         _send(outgoing, {"ready": own})
         for line in incoming:
@@ -51,14 +51,13 @@ def main(words: list[str], load_reward: Callable[[str], Any]) -> None:
             _send(outgoing, answer)
 
 
-def _load(path: str, load_reward: Callable[[str], Any], outgoing: Any) -> dict[str, Any]:
+def _load(path: str, load_parts: Callable[[str], Iterable[Any]], outgoing: Any) -> dict[str, Any]:
     """The parts of the experiment's reward by name; why there are none is said before it raises."""
     from ppo_jax.errors import PPOJaxError
-    from ppo_jax.rewards.base import parse_rewards
     from ppo_jax.text import one_line
 
     try:
-        return {part.name: part for part in parse_rewards(load_reward(path))}
+        return {part.name: part for part in load_parts(path)}
     except PPOJaxError as error:
         _send(outgoing, {"raised": one_line(error)})
         raise
