@@ -92,8 +92,9 @@ def show(report: Mapping[str, Any], samples: list[Row], *, console: Console | No
     """The numbers as a table, a line on the wins, and some responses."""
     console = console or shared_console()
     found = {name: rows for name, rows in report["metrics"].items() if rows is not None}
-    title = Text(visible(f"{report['experiment']}: {report['data']['path']}", console.encoding))
-    table = Table(title=title, box=SIMPLE, title_justify="left")
+    title = visible(f"{report['experiment']}: {report['data']['path']}", console.encoding)
+    console.print(Text(title), soft_wrap=True)
+    table = Table(box=SIMPLE)
     table.add_column("")
     for which in found:
         table.add_column(which, justify="right")
