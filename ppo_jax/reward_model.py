@@ -124,7 +124,6 @@ def read_preferences(config: Config, source: Source, texts: tuple[str, ...]) -> 
 
 
 def _open(config: Config, experiment: Experiment) -> Opened:
-    check_tuned(config, REWARD_MODEL)
     run = config.run
     if config.data.eval_path is None or run.eval_every is None:
         key = "data.eval_path" if config.data.eval_path is None else "run.eval_every"
@@ -137,6 +136,7 @@ def _open(config: Config, experiment: Experiment) -> Opened:
             f"{run.eval_every}, for only the scores of evaluated steps are normalised; nearest "
             f"valid: {max(1, round(run.checkpoint_every / run.eval_every)) * run.eval_every}"
         )
+    check_tuned(config, REWARD_MODEL)
     opened = open_run_of(config, None, read_preferences)
     assert opened.held_out is not None
     each, theirs = map(responses_each, (opened.dataset, opened.held_out))

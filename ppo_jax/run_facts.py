@@ -63,7 +63,6 @@ def run_facts(
         "tokenizer": _tokenizer(source.tokenizer),
         "weights": _weights(source),
         "critic_weights": None if critic is None else _weights(critic),
-        "reward_weights": {name: _weights(model) for name, model in learned.items()},
         "reward": code_sha256(experiment.path),
         "code": _code(),
         "versions": {name: env[name.replace("-", "_")] for name in ("python", *LIBRARIES)},
@@ -74,6 +73,7 @@ def run_facts(
             "processes": jax.process_count(),
         },
         "compilers": _compilers(env["platform"]),
+        "reward_weights": {name: _weights(model) for name, model in learned.items()},
     }
 
 

@@ -25,6 +25,8 @@ def facts_of(config=None, **changes):
         "versions": {"jax": "0.10.2", "optax": "0.2.6"},
         "devices": {"platform": "cpu", "kind": "cpu", "count": 4, "processes": 1},
         "compilers": {"compiler": "cpu", "XLA_FLAGS": None, "cpu": "Xeon"},
+        "reward_weights": {"judge": "j0"},
+        "kind": "train",
     }
     return copy.deepcopy({**facts, **changes})
 
@@ -202,6 +204,8 @@ def test_iterations_matter_to_a_schedule(schedule):
         ("tokenizer", "the tokenizer"),
         ("weights", "model.path: the weights"),
         ("critic_weights", "model.critic_path: the weights"),
+        ("reward_weights", "a reward model: the weights"),
+        ("kind", "what is trained"),
     ],
 )
 def test_other_content_ends_it(path, name, what):

@@ -20,6 +20,7 @@ from ppo_jax.run_folder import run_folder
 from ppo_jax.tokenizer import byte_tokenizer
 
 KEYS = "config data tokenizer weights critic_weights reward code versions devices compilers".split()
+KEYS.append("reward_weights")
 CODE = '''"""What it does."""
 
 from ppo_jax.config import Config, replace
