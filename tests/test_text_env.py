@@ -1,7 +1,9 @@
 """The text environment by Gymnasium's own checks and by hand; the policy by `ppo-jax score`."""
 
+import importlib.util
 import json
 import string
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +13,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from builders import trunk_params
+from ppo_jax import text_env
 from ppo_jax.arguments import ScoreArgs
 from ppo_jax.commands import score
 from ppo_jax.config import ModelConfig, replace
@@ -159,6 +162,13 @@ def test_characters_that_have_no_id():
     env = PPOTextEnv(max_prompt_tokens=4)
     with pytest.raises(ConfigError, match="the prompt has 'é', which is none of the 100"):
         env.reset(options={"prompt": "é"})
+
+
+def test_a_missing_gymnasium_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    spec = importlib.util.spec_from_file_location("text_env_again", text_env.__file__)
+    with pytest.raises(ConfigError, match=r"pip install 'ppo-jax\[gym\]'$"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 @pytest.fixture(scope="module")
