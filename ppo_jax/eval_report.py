@@ -1,7 +1,7 @@
 """What `ppo-jax eval` found: numbers with intervals, rows for a file, tables for the screen."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,15 @@ def response_rows(dataset: Dataset, answers: Answers, which: str) -> Iterator[Ro
         yield found | {name: _known(x_N[n]) for name, x_N in sums.items()}
 
 
-def show(report: Mapping[str, Any], samples: list[Row], *, console: Console | None = None) -> None:
-    """The numbers as a table, a line on the wins, and some responses."""
+def show(
+    report: Mapping[str, Any],
+    responses: Sequence[Row],
+    *,
+    count: int,
+    console: Console | None = None,
+) -> None:
+    """The numbers as a table, a line on the wins, and what each model says to the first `count`
+    prompts, of its `response_rows`."""
     console = console or shared_console()
     found = {name: rows for name, rows in report["metrics"].items() if rows is not None}
     title = visible(f"{report['experiment']}: {report['data']['path']}", console.encoding)
@@ -107,8 +114,10 @@ def show(report: Mapping[str, Any], samples: list[Row], *, console: Console | No
         wins = report["wins"]
         line = "wins {} of {} prompts by {won} to {lost}, {tied} tied, as the {by} decides"
         console.print(Text(line.format(_cell(wins), wins["n"], **wins)), soft_wrap=True)
-    if samples:
-        show_samples("Responses", samples, console=console)
+    for which in found:
+        rows = [row for row in responses if (row["of"], row["sample"]) == (which, 0)][:count]
+        if rows:
+            show_samples(f"Responses: {which}", rows, console=console)
 
 
 def _passes(decided_PK: np.ndarray, threshold: float | None) -> dict[str, PerPrompt]:

@@ -74,7 +74,7 @@ def run_eval(experiment: Experiment, config: Config, args: EvalArgs) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     storage.write_atomic(folder / RESPONSES, lines)
     storage.write_atomic(folder / NUMBERS, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    show(report, rows[: config.run.show_prompts])
+    show(report, rows, count=config.run.show_prompts)
     console.say(f"all numbers in {folder / NUMBERS}, all responses in {folder / RESPONSES}")
 
 

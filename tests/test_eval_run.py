@@ -262,7 +262,8 @@ def test_text_of_a_model_is_shown_literally():
     report = {"experiment": nasty, "data": {"path": nasty}, "wins": None}
     report["metrics"] = {"model": {nasty: {"value": 0.5, "ci95": [0.25, 0.75]}}}
     shown = Console(file=io.StringIO(), width=200, _environ={})
-    show(report, [{"prompt": nasty, "response": nasty, "score": None}], console=shown)
+    row = {"of": "model", "sample": 0, "prompt": nasty, "response": nasty, "score": None}
+    show(report, [row, row | {"sample": 1}], count=2, console=shown)
     text = shown.file.getvalue()
     assert text.count("[bold]x[/bold] \\x1b[31mred \\u202e") == 5 and "\x1b[31m" not in text
     assert "0.5 [0.25, 0.75]" in text

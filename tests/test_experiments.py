@@ -83,6 +83,7 @@ def test_dataclasses_and_other_modules_work_in_the_file(tmp_path):
         (GOOD.replace("Config()", "{}"), "BASE is a dict; expected a ppo_jax.config.Config"),
         (GOOD + "REWARD = 3\n", "REWARD: reward: 3 is not a reward"),
         (GOOD + "REWARD = []\n", "the list is empty"),
+        (GOOD + "JUDGE = 3\n", "JUDGE: reward: 3 is not a reward"),
         (GOOD + "\n1 / 0\n", ":9: ZeroDivisionError: division by zero"),
         (GOOD + "x = (\n", ":8: SyntaxError"),
         (GOOD + "import absent_package\n", ":8: ModuleNotFoundError"),
