@@ -42,7 +42,7 @@ class Answers(NamedTuple):
     ended_N: np.ndarray  # bool
     scores_N: np.ndarray  # by the reward; NaN: none
     verdicts_N: np.ndarray | None  # by the judge, where there is one; NaN: none
-    parts: Raw  # [N] of each part
+    parts: Raw  # [N] of each part, and of each measure of an environment
     sums: Raw  # [N], as `evaluate.response_logprobs` names them
 
     @property
@@ -137,6 +137,8 @@ def _piece(run: Run, samples: int, prompts: Prompts, rollout: Rollout, raw: Raw,
     judged = lambda wanted: {k: x for k, x in raw.items() if k.startswith(JUDGE) == wanted}
     scores, verdicts = total(run, judged(False), rollout), total(run, judged(True), rollout)
     ids_BT = np.asarray(rollout.response_ids_BT)
+    parts = scores.parts | verdicts.parts
+    parts |= {f"env/{name}": x_B for name, x_B in (rollout.measures or {}).items()}
     return Answers(
         samples,
         response_texts(run.tokenizer, ids_BT, np.asarray(rollout.lengths_B)),
@@ -144,7 +146,7 @@ def _piece(run: Run, samples: int, prompts: Prompts, rollout: Rollout, raw: Raw,
         np.asarray(rollout.ended_B),
         np.asarray(scores.total_B),
         np.asarray(verdicts.total_B) if judged(True) else None,
-        {name: np.asarray(x_B) for name, x_B in (scores.parts | verdicts.parts).items()},
+        {name: np.asarray(x_B) for name, x_B in parts.items()},
         sums,
     )
 

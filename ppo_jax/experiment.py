@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ppo_jax.config import Config
 from ppo_jax.data import REPOSITORY
 from ppo_jax.envs.base import DeviceEnv
+from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.base import Part, parse_rewards
 
@@ -32,7 +33,7 @@ class Experiment(NamedTuple):
     workload: Any = None  # WORKLOAD of the file, where it has one; read by `workload`
     sft: Config | None = None  # SFT of the file: what `ppo-jax sft` trains
     reward_model: Config | None = None  # REWARD_MODEL of the file
-    environment: DeviceEnv | None = None  # ENVIRONMENT, where responses are dialogues with one
+    environment: DeviceEnv | HostEnv | None = None  # ENVIRONMENT, which the policy talks with
     judge: Any = None  # JUDGE of the file, in the form of REWARD
 
 
@@ -149,12 +150,13 @@ def _optional(module: ModuleType, path: Path, name: str) -> Config | None:
     return None if config is None else _config(path, name, config)
 
 
-def _environment(module: ModuleType, path: Path) -> DeviceEnv | None:
+def _environment(module: ModuleType, path: Path) -> DeviceEnv | HostEnv | None:
     given = getattr(module, "ENVIRONMENT", None)
-    if given is not None and not isinstance(given, DeviceEnv):
+    if given is not None and not isinstance(given, DeviceEnv | HostEnv):
         raise ConfigError(
             f"{path}: ENVIRONMENT is a {type(given).__name__}; expected a "
-            "ppo_jax.envs.base.DeviceEnv, as ppo_jax.envs.maze.maze() makes one"
+            "ppo_jax.envs.base.DeviceEnv, as ppo_jax.envs.maze.maze() makes one, or a "
+            "ppo_jax.envs.host.HostEnv"
         )
     return given
 

@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from ppo_jax import data
 from ppo_jax.classifier import make_classifier, place_classifier, reward_function
 from ppo_jax.config import Config, HParams
+from ppo_jax.critics import is_reward_model
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.envs.base import DeviceEnv, check_environment
+from ppo_jax.envs.host import HostEnv, check_host_environment
 from ppo_jax.errors import ConfigError
 from ppo_jax.first_weights import initial_weights
 from ppo_jax.kl_control import INITIAL_KL_ERROR
@@ -46,6 +48,7 @@ class Run(NamedTuple):
     hparams: HParams  # float32 scalars
     held_out: data.Dataset | None = None  # of data.eval_path
     call_host: CallHost | None = None  # None: in this process
+    host_env: HostEnv | None = None  # what the policy talks with, where that is ordinary Python
 
     @property
     def pad_id(self) -> int:
@@ -54,6 +57,11 @@ class Run(NamedTuple):
     @property
     def has_host_reward(self) -> bool:
         return any(part.host is not None for part in self.parts)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the host has its part in an iteration."""
+        return self.has_host_reward or self.host_env is not None
 
 
 class Opened(NamedTuple):
@@ -65,8 +73,8 @@ class Opened(NamedTuple):
     dataset: data.Dataset
     parts: list[Part]
     held_out: data.Dataset | None = None  # of data.eval_path
-    environment: DeviceEnv | None = None
-    env_tables: PyTree = None  # its own, NumPy arrays
+    environment: DeviceEnv | HostEnv | None = None
+    env_tables: PyTree = None  # of one on the device, NumPy arrays
     learned: dict[str, Source] = {}  # models that are rewards, by the reward's name
 
     @property
@@ -79,7 +87,7 @@ def open_run_of(
     config: Config,
     reward: Any,
     dataset_of: Callable[[Config, Source, tuple[str, ...]], data.Dataset],
-    environment: DeviceEnv | None = None,
+    environment: DeviceEnv | HostEnv | None = None,
 ) -> Opened:
     """Open the models, the data, the rewards (None: it has none) and the environment. Raises
     ConfigError or DataError."""
@@ -105,8 +113,11 @@ def open_run_of(
     return opened if environment is None else _with_environment(opened, environment)
 
 
-def _with_environment(opened: Opened, environment: DeviceEnv) -> Opened:
+def _with_environment(opened: Opened, environment: DeviceEnv | HostEnv) -> Opened:
     config, model = opened.config, opened.source.config
+    if isinstance(environment, HostEnv):
+        check_host_environment(environment, config)
+        return opened._replace(environment=environment)
     tables = environment.make_tables(opened.source.tokenizer, model.vocab_size)
     for read in filter(None, (opened.dataset, opened.held_out)):
         row = data.fixed_prompts(read, 1, pad_id=model.pad_token_id, width=opened.width)
@@ -133,6 +144,8 @@ def prepare(
     copy of the first weights where nothing is to be compared with them. `weights` loads others than
     `initial_weights` does."""
     config, source = opened.config, opened.source
+    if weights is None and is_reward_model(source):
+        raise ConfigError(f"model.path={source.name}: a reward model, expected one that writes")
     mesh = make_mesh(config.parallel)
     decoder = critic = make_decoder(source.config, config.model, mesh)
     if opened.critic is not None:
@@ -152,14 +165,17 @@ def prepare(
         opened.width,
         hparams,
         held_out=opened.held_out,
+        host_env=opened.environment if isinstance(opened.environment, HostEnv) else None,
     )
     return run, state, place_frozen(config, mesh, still) | place_tables(opened, mesh)
 
 
 def make_setup(opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder) -> Setup:
     rewards = {part.name: part.device.fn for part in opened.parts if part.device is not None}
-    for name, source in opened.learned.items():
-        rewards[name] = reward_function(make_classifier(opened.config, mesh, source))
+    for part in opened.parts:
+        if part.learned is not None:  # a part that is not there would be missed by nobody
+            source = opened.learned[part.name]
+            rewards[part.name] = reward_function(make_classifier(opened.config, mesh, source))
     return Setup(
         opened.config,
         mesh,
@@ -167,7 +183,7 @@ def make_setup(opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder) ->
         critic,
         rewards,
         {part.name: part.weight for part in opened.parts},
-        opened.environment,
+        opened.environment if isinstance(opened.environment, DeviceEnv) else None,
     )
 
 
@@ -177,7 +193,7 @@ def place_tables(opened: Opened, mesh: Mesh) -> dict[str, PyTree]:
     source, parts = opened.source, [part for part in opened.parts if part.device is not None]
     make = lambda part: part.device.make_tables(source.tokenizer, source.config.vocab_size)
     tables: dict[str, PyTree] = {"reward": {part.name: make(part) for part in parts}}
-    if opened.environment is not None:
+    if isinstance(opened.environment, DeviceEnv):
         tables["env"] = opened.env_tables
     tables = put_replicated(mesh, tables)
     for name, model in opened.learned.items():

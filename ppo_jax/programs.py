@@ -1,7 +1,8 @@
 """The compiled programs of an iteration, and the function that dispatches one.
 
-One program; or, with rewards that are ordinary Python, three with the host between them. With
-several processes each of them calls the rewards for the rows that lie on its own devices.
+One program; or, with rewards or an environment that are ordinary Python, three with the host
+between them. With several processes each of them calls the rewards, and asks the environment, for
+the rows that lie on its own devices.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from ppo_jax.compiled import KEEP, Built, program
 from ppo_jax.config import ParallelOptions
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.evaluate import response_texts
+from ppo_jax.host_dialogue import make_player
 from ppo_jax.prepare import Run
 from ppo_jax.rewards.base import Part
 from ppo_jax.rewards.host import SEEDS, HostScores, Rows, call
@@ -74,7 +76,7 @@ FRESH = Past()
 
 def make_stepper(run: Run, past: Past = FRESH) -> Stepper:
     built = Built({}, {})
-    return Stepper(_cut(run, built, past) if run.has_host_reward else _fused(run, built), *built)
+    return Stepper(_cut(run, built, past) if run.is_cut else _fused(run, built), *built)
 
 
 def past_scores(run: Run, rows: Sequence[Mapping[str, Any]]) -> Past:
@@ -112,7 +114,7 @@ def _cut(run: Run, built: Built, past: Past):
     mesh = run.setup.mesh
     whole, rows = replicated(mesh), batch_sharding(mesh)
     on = lambda function: functools.partial(function, run.setup)
-    sample = program(built, "sample", on(sample_rollout), rows)
+    sample = _sampler(run, built)
     score = program(built, "score", on(_score), rows)
     update = program(built, "update", on(learn), (KEEP, whole, rows, rows), donate=True)
     names: list[str] = []  # of the host scores, as the first batch had them
@@ -121,7 +123,7 @@ def _cut(run: Run, built: Built, past: Past):
     def dispatch(state, frozen, step: int, prompts: Prompts):
         nonlocal empty
         on_device = put_batch(mesh, prompts)
-        rollout = sample(state, frozen, run.hparams, on_device)
+        rollout = sample(state, frozen, step, prompts, on_device)
         # Dispatched at once, so that the scoring passes overlap the reward on the host.
         scored, raw = score(state, frozen, run.hparams, rollout, on_device.columns)
         faults.point("reward")
@@ -143,6 +145,17 @@ def _cut(run: Run, built: Built, past: Past):
         return state, Finished(step, prompts, metrics, rollout, scores_B, times, failed)
 
     return dispatch
+
+
+def _sampler(run: Run, built: Built):
+    """`sample(state, frozen, step, prompts, prompts on the devices) -> Rollout`: in one program, or
+    turn by turn with an environment in Python."""
+    if run.host_env is not None:
+        play = make_player(run, run.host_env, built)
+        return lambda state, frozen, step, prompts, _: play(state, frozen, step, prompts)
+    sample = functools.partial(sample_rollout, run.setup)
+    sample = program(built, "sample", sample, batch_sharding(run.setup.mesh))
+    return lambda state, frozen, _, __, prompts: sample(state, frozen, run.hparams, prompts)
 
 
 def _under_known_names(names: list[str], scores: Scores, failed: Failed, size: int) -> Scores:

@@ -166,8 +166,8 @@ def shape_rewards(
     rollout: Rollout,
     mask_BT: Array,
 ) -> Array:
-    """Token rewards: the score lands on the last generated token, the KL on each of them (Ziegler et
-    al. 2019, arXiv 1909.08593). With the KL in the loss only the scores are left. 0 outside of
+    """Token rewards: the score lands on the last generated token, the KL on each (Ziegler et al.
+    2019, arXiv 1909.08593). With the KL in the loss only the scores are left. 0 outside of
     `mask_BT`."""
     rewards_BT = token_BT + jnp.where(rollout.last_BT, score_B[:, None], 0.0)
     if options.kl_in == "reward":

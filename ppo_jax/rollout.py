@@ -43,16 +43,11 @@ def sample(
 
     Runs per device, without collectives: the loops end when this device's rows have, and
     `options.slots` are this device's. `params` is the rollout copy of the trunk, `head` the value
-    head where it sits on that trunk. Each row draws from a key of its own, folded from `key`, its
-    sequence id and the position, so that its tokens depend on no other row.
+    head on it. Each row draws from keys of its own (sequence id, position) and depends on no other.
     """
-    B, P = prompts.ids_BP.shape
-    T = options.max_new_tokens
+    (B, P), T = prompts.ids_BP.shape, options.max_new_tokens
     draw = _drawer(decoder, options, params, head, prompts, key, temperature, greedy=greedy)
-    stops = stop_ids(decoder, options)
-    emit = _emitter(options, draw, stops)
-    if environment is not None:
-        emit = dialogue.emitter(environment, options, tables, draw, stops)
+    emit = _emitter(decoder, options, draw, environment, tables)
     first_column_B = P - prompts.mask_BP.sum(axis=1)
     last_position_B = positions_from_mask(prompts.mask_BP)[:, -1]
 
@@ -71,9 +66,7 @@ def sample(
         """Read the token each slot drew last, and draw the next one."""
         row_W, t_W, token_W, live_W = state.slots
         column_W = P + t_W - 1  # where the token drawn last goes
-        columns_1S = jnp.arange(P + T)[None]
-        visible_WS = columns_1S >= first_column_B[row_W][:, None]
-        visible_WS &= columns_1S <= column_W[:, None]
+        visible_WS = _between(first_column_B[row_W], column_W, P + T)
         reach = kv_cache.blocks_reached(state.caches, jnp.max(jnp.where(live_W, column_W, 0)))
         position_W = last_position_B[row_W] + t_W
         hidden_WD, caches = decode_step(
@@ -92,6 +85,12 @@ def sample(
     if environment is None:
         return rollout
     return rollout._replace(measures=dialogue.measures_of(environment, tables, state.record.rows))
+
+
+def _between(first_W: Array, last_W: Array, columns: int) -> Array:
+    """Which of so many columns lie from the first to the last of each slot, [W, S]."""
+    columns_1S = jnp.arange(columns)[None]
+    return (columns_1S >= first_W[:, None]) & (columns_1S <= last_W[:, None])
 
 
 def _start(decoder: Decoder, options: RolloutOptions, B: int, P: int, *, greedy, values) -> State:
@@ -130,10 +129,13 @@ def _drawer(decoder, options, params, head, prompts: Prompts, key, temperature, 
     return draw
 
 
-def _emitter(options: RolloutOptions, draw, stops: tuple[int, ...]):
+def _emitter(decoder, options, draw, environment: DeviceEnv | None, tables):
     """`emit(record, row_N, t_N, live_N, hidden_ND) -> (record, token_N, goes_on_N)`: draw token t
-    of some rows; rows that are not live are not written down."""
-    T = options.max_new_tokens
+    of some rows, or take it from what the environment says; rows that are not live are not written
+    down."""
+    T, stops = options.max_new_tokens, stop_ids(decoder, options)
+    if environment is not None:
+        return dialogue.emitter(environment, options, tables, draw, stops)
 
     def emit(written: record.Record, row_N, t_N, live_N, hidden_ND):
         drawn, values_N = draw(row_N, t_N, hidden_ND)

@@ -45,8 +45,8 @@ def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, scores_B) -> l
 
 def shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     """The fixed prompts continued by the policy as it stands, with their scores; all processes
-    continue them, the first one has the rows."""
-    if evaluate is None:
+    continue them, the first one has the rows. None where an environment in Python answers."""
+    if evaluate is None or run.host_env is not None:
         return []
     count, mesh = run.config.run.show_prompts, run.setup.mesh
     prompts = data.fixed_prompts(run.dataset, count, pad_id=run.pad_id, width=run.width)

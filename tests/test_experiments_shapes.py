@@ -8,6 +8,7 @@ import pytest
 from ppo_jax import data
 from ppo_jax.config import ModelConfig, replace
 from ppo_jax.decoder import make_decoder
+from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.experiment import list_experiments, load_experiment
 from ppo_jax.loading import open_source, resolve_options
 from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers
@@ -78,6 +79,7 @@ def test_the_iteration_traces(name):
         decoder,
         {name: reward.fn for name, reward in on_device.items()},
         {part.name: part.weight for part in parts},
+        experiment.environment if isinstance(experiment.environment, DeviceEnv) else None,
     )
     state, ref = abstract_start(config, model, decoder)
     tokenizer = byte_tokenizer()
@@ -85,6 +87,7 @@ def test_the_iteration_traces(name):
         name: abstract(reward.make_tables(tokenizer, model.vocab_size))
         for name, reward in on_device.items()
     }
+    env = setup.environment and abstract(setup.environment.make_tables(tokenizer, model.vocab_size))
     B = config.rollout.batch_size
     host = {part.name: jax.ShapeDtypeStruct((B,), jnp.float32) for part in parts if part.host}
 
@@ -95,7 +98,7 @@ def test_the_iteration_traces(name):
         return learn(setup, state, frozen, hparams, rollout, scored, raw)
 
     hparams = abstract(jax.tree.map(np.float32, config.hparams))
-    frozen = {"base": None, "critic": None, "ref": ref, "reward": tables}
+    frozen = {"base": None, "critic": None, "ref": ref, "reward": tables, "env": env}
     after, metrics, rollout, scores_B = jax.eval_shape(
         iteration, state, frozen, hparams, abstract_prompts(config, text_columns(parts)), host
     )

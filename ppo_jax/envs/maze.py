@@ -76,11 +76,8 @@ def maze(
         return MazeTables(encode(MAP), encode(SEEN), encode(HEADINGS), encode("\n"), spelling)
 
     def reset(tables: MazeTables, key: Array, row: dict) -> tuple[MazeState, Observation]:
-        seed = jnp.asarray(row.get("seed", -1), jnp.int32)
-        words = jax.random.key_data
-        key_2 = jnp.where(seed < 0, words(key), words(jax.random.key(jnp.maximum(seed, 0))))
-        key = jax.random.wrap_key_data(key_2, impl=jax.random.key_impl(key))
-        open_C, start, exit, shortest = make_maze(key, size, walls)
+        own_key = _numbered(key, jnp.asarray(row.get("seed", -1), jnp.int32))
+        open_C, start, exit, shortest = make_maze(own_key, size, walls)
         visits_C = jnp.zeros((size**2,), jnp.int32).at[start].set(1)
         state = MazeState(open_C, visits_C, start, exit, jnp.int32(0), shortest)
         parts = _view(tables, state, size)
@@ -88,14 +85,8 @@ def maze(
 
     def step(tables: MazeTables, state: MazeState, ids_A: Array, length: Array):
         letter = first_letter(tables.spelling, ids_A, length)
-        said_4 = letter == jnp.asarray([ord(c) for c in MOVES])
-        next_4, free_4 = neighbours(state.open_C, state.at, size)
-        move = jnp.argmax(said_4)
-        moves = said_4.any() & free_4[move]
-        at = jnp.where(moves, next_4[move], state.at)
-        visits_C = state.visits_C.at[at].add(moves)
-        state = state._replace(visits_C=visits_C, at=at, steps=state.steps + 1)
-        there = at == state.exit
+        state, moves = _move(state, letter, size)
+        there = state.at == state.exit
         reward = jnp.where(there, exit_reward, 0.0) - step_cost - jnp.where(moves, 0.0, wall_cost)
         return state, say(*_view(tables, state, size)), reward.astype(jnp.float32), there
 
@@ -107,6 +98,24 @@ def maze(
 
     turns = size**2 if max_turns is None else max_turns
     return DeviceEnv("maze", make_tables, reset, step, measures, 1, turns)
+
+
+def _numbered(key: Array, seed: Array) -> Array:
+    """The key of the maze with that number; `key` where it is negative."""
+    words = jax.random.key_data
+    key_2 = jnp.where(seed < 0, words(key), words(jax.random.key(jnp.maximum(seed, 0))))
+    return jax.random.wrap_key_data(key_2, impl=jax.random.key_impl(key))
+
+
+def _move(state: MazeState, letter: Array, size: int) -> tuple[MazeState, Array]:
+    """The state after an action, and whether it led anywhere."""
+    said_4 = letter == jnp.asarray([ord(c) for c in MOVES])
+    next_4, free_4 = neighbours(state.open_C, state.at, size)
+    move = jnp.argmax(said_4)
+    moves = said_4.any() & free_4[move]
+    at = jnp.where(moves, next_4[move], state.at)
+    visits_C = state.visits_C.at[at].add(moves)
+    return state._replace(visits_C=visits_C, at=at, steps=state.steps + 1), moves
 
 
 def make_maze(key: Array, size: int, walls: float) -> tuple[Array, Array, Array, Array]:

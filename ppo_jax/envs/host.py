@@ -1,0 +1,156 @@
+"""What an environment in ordinary Python is, and calling one: a tool, a game, a Gymnasium env."""
+
+import math
+import numbers
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from ppo_jax.config import Config
+from ppo_jax.errors import ConfigError, RewardError
+from ppo_jax.text import one_line
+
+
+class Player(Protocol):
+    """One dialogue's other side. It may have `measures() -> dict[str, float]` too, asked at the end
+    of the dialogue and logged as means: env/<name>."""
+
+    def reset(self, seed: int, row: dict[str, Any]) -> str:
+        """The opening, for a row of the data; the same for the same seed."""
+        ...
+
+    def step(self, action: str) -> tuple[str, float, bool]:
+        """(what it answers, reward, the episode is over)."""
+        ...
+
+
+class HostEnv(NamedTuple):
+    """An environment in Python. The compiled step is cut: each turn is a program of its own, whose
+    prompt is the dialogue so far. Each row of a batch has a player, which goes on from iteration to
+    iteration and is reset at the start of each."""
+
+    name: str
+    make: Callable[[], Player]
+    max_action_tokens: int
+    max_turns: int  # actions after which a dialogue that is not over is cut
+    timeout: float = 60.0  # seconds for one call of a player
+
+
+def check_host_environment(environment: HostEnv, config: Config) -> None:
+    """ConfigError for numbers that no environment has, and for what it cannot serve."""
+    name, rollout = f"environment {environment.name}", config.rollout
+    A, seconds = environment.max_action_tokens, environment.timeout
+    if A < 1 or environment.max_turns < 1 or not seconds > 0:
+        raise ConfigError(
+            f"{name}: max_action_tokens={A}, max_turns={environment.max_turns}, timeout={seconds}; "
+            "expected at least 1, at least 1, above 0"
+        )
+    if rollout.max_new_tokens < A:
+        raise ConfigError(
+            f"rollout.max_new_tokens={rollout.max_new_tokens}: an action of {name} has up to {A} "
+            f"tokens; nearest valid: {A}"
+        )
+    if rollout.min_new_tokens > 0:
+        raise ConfigError(
+            f"rollout.min_new_tokens={rollout.min_new_tokens}: with {name} stop ids end actions, "
+            "not responses; nearest valid: 0"
+        )
+    if config.data.eval_path is not None:
+        raise ConfigError(
+            f"data.eval_path={config.data.eval_path}: held-out rows are answered within a program, "
+            f"and {name} is ordinary Python; nearest valid: None"
+        )
+
+
+def gymnasium_env(
+    make: Callable[[], Any],
+    to_text: Callable[[Any], str],
+    to_action: Callable[[str], Any],
+    *,
+    name: str = "gymnasium",
+    max_action_tokens: int = 8,
+    max_turns: int = 32,
+    timeout: float = 60.0,
+) -> HostEnv:
+    """A Gymnasium environment, by the text of its observations and the action that a text is; an
+    episode that it truncates is over."""
+
+    class Adapter:
+        def __init__(self):
+            self.env = make()
+
+        def reset(self, seed: int, row: dict[str, Any]) -> str:
+            return to_text(self.env.reset(seed=seed)[0])
+
+        def step(self, action: str) -> tuple[str, float, bool]:
+            seen, reward, terminated, truncated, _ = self.env.step(to_action(action))
+            return to_text(seen), float(reward), bool(terminated or truncated)
+
+    return HostEnv(name, Adapter, max_action_tokens, max_turns, timeout)
+
+
+def call(environment: HostEnv, what: str, where: str, function: Callable, *arguments) -> Any:
+    """What the function returns. RewardError, in one line, if it raises or takes too long."""
+    done: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((True, function(*arguments)))
+        except (Exception, SystemExit) as error:
+            done.put((False, error))
+
+    # A thread that hangs must not keep the process from its end.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        fine, result = done.get(timeout=environment.timeout)
+    except queue.Empty:
+        raise RewardError(
+            f"environment {environment.name}: {what} took more than {environment.timeout:g} s on "
+            f"{where}"
+        ) from None
+    if not fine:
+        raise RewardError(
+            f"environment {environment.name}: {what} raised on {where}: "
+            f"{type(result).__name__}: {one_line(result)}"
+        ) from result
+    return result
+
+
+def check_text(environment: HostEnv, what: str, where: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise _wrong(environment, what, where, "a str", text)
+    return text
+
+
+def check_answer(environment: HostEnv, where: str, answer: Any) -> tuple[str, float, bool]:
+    """(text, reward, done) of a step. RewardError for anything else."""
+    if not isinstance(answer, tuple) or len(answer) != 3:
+        raise _wrong(environment, "step", where, "a tuple (text, reward, done)", answer)
+    text, reward, done = answer
+    check_text(environment, "step", where, text)
+    number = check_number(environment, "step", where, "reward", reward)
+    if done is not True and done is not False and type(done).__name__ not in ("bool_", "bool"):
+        raise _wrong(environment, "step", where, "done as a bool", done)
+    return text, number, bool(done)
+
+
+def check_measures(environment: HostEnv, where: str, found: Any) -> dict[str, float]:
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise _wrong(environment, "measures", where, "a dict of numbers by name", found)
+    check = lambda name, x: check_number(environment, "measures", where, name, x)
+    return {name: check(name, x) for name, x in found.items()}
+
+
+def check_number(environment: HostEnv, what: str, where: str, name: str, value: Any) -> float:
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    if not isinstance(number, numbers.Real) or not math.isfinite(number):
+        raise _wrong(environment, what, where, f"{name} as a finite number", value)
+    return float(number)
+
+
+def _wrong(environment: HostEnv, what: str, where: str, wanted: str, got: Any) -> RewardError:
+    return RewardError(
+        f"environment {environment.name}: {what} returned {repr(got)[:80]} of type "
+        f"{type(got).__name__} on {where}; expected {wanted}"
+    )
