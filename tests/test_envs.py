@@ -1,7 +1,9 @@
 """The environments' rules against plain-Python twins; text on the device against str and re."""
 
+import importlib
 import re
 from collections import deque
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from ppo_jax.envs.text import encode_pieces, first_letter, first_number, say, sp
 from ppo_jax.errors import ConfigError
 from ppo_jax.tokenizer import byte_tokenizer
 
+DATA = Path(__file__).parents[1] / "experiments" / "data"
 TOKENIZER, VOCAB, EOS = byte_tokenizer(), 259, 257
 SPELLING = jax.tree.map(jnp.asarray, spell(TOKENIZER, VOCAB))
 STEPS = {"u": (-1, 0), "d": (1, 0), "l": (0, -1), "r": (0, 1)}
@@ -234,3 +237,13 @@ def test_a_contract_that_is_kept():
 def test_impossible_environments_are_refused(make):
     with pytest.raises(ConfigError, match="expected"):
         make()
+
+
+def test_the_experiment_has_mazes_of_its_own_held_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(DATA))
+    splits, files = (importlib.import_module(name) for name in ("_make_maze", "_files"))
+    for name, rows in splits.splits().items():
+        assert (DATA / "maze" / f"{name}.jsonl").read_bytes() == files.lines(rows)
+    seeds = {name: [row["seed"] for row in rows] for name, rows in splits.splits().items()}
+    assert max(seeds["ppo"]) < 0  # new ones, of keys that no number makes
+    assert len(set(seeds["eval"])) >= 200 and min(seeds["eval"]) >= 0

@@ -46,9 +46,10 @@ class DeviceEnv(NamedTuple):
 
 
 def observation_width(environment: DeviceEnv, tables: PyTree, row: dict[str, Any]) -> int:
-    """Tokens of the longest observation there can be, for a row of these arrays or shapes."""
-    (state, opening), answer = _shapes(environment, tables, row)
-    return max(opening.ids_O.shape[0], answer[1].ids_O.shape[0])
+    """Tokens of the longest observation there can be, at least one, for a row of these arrays or
+    shapes."""
+    (_, opening), (_, answer, *_) = _shapes(environment, tables, row)
+    return max(1, opening.ids_O.shape[0], answer.ids_O.shape[0])
 
 
 def check_environment(
