@@ -32,6 +32,7 @@ RECENT = 20  # iterations whose median time the ETA goes by; the first one holds
 COLUMNS = (  # label, metric, format
     ("loss", "loss", "{:.4f}"),
     ("eval loss", "eval/loss", "{:.4f}"),
+    ("eval accuracy", "eval/accuracy", "{:.3f}"),
     ("score", "objective/scores", "{:.3f}"),
     ("eval score", "eval/scores", "{:.3f}"),
     ("kl", "objective/kl", "{:.3f}"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import data, freed_memory
+from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
@@ -67,8 +68,10 @@ def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainSta
     Raises ConfigError or DataError where training would.
     """
     workload = workload_of(experiment)
-    opened = open_run_of(config, experiment.reward, functools.partial(dataset_of, workload))
-    loaded = prepare(opened)
+    read = functools.partial(dataset_of, workload)
+    opened = open_run_of(config, experiment.reward, read, experiment.environment)
+    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.name)
+    loaded = prepare(opened._replace(learned=learned))
     freed_memory.give_back(caches=True)
     return loaded
 

@@ -15,11 +15,13 @@ from ppo_jax.arguments import ExportArgs
 from ppo_jax.commands import export
 from ppo_jax.config import replace
 from ppo_jax.critics import is_reward_model, load_critic, normalised
+from ppo_jax.data import Dataset
 from ppo_jax.errors import ConfigError, DataError
 from ppo_jax.loading import open_source
 from ppo_jax.metrics import read_metrics
 from ppo_jax.model import init_reward_head
 from ppo_jax.preferences import Rated
+from ppo_jax.prepare import Opened, prepare
 from ppo_jax.responses import as_rollout
 from ppo_jax.restore import restore_fields
 from ppo_jax.reward_model import OBJECTIVE, score_batch
@@ -230,6 +232,13 @@ def test_an_exported_model_is_read_back_as_it_was(straight, tmp_path):
     file.write_text(json.dumps(said | {"ppo_jax_reward_bias": "high"}))
     with pytest.raises(ConfigError, match="ppo_jax_reward_bias = 'high', expected a number"):
         load_critic(open_source(str(tmp_path / "hf")))
+
+
+def test_a_reward_model_writes_nothing(straight):
+    source = open_source(str(straight.root))
+    opened = Opened(CONFIG, source, None, Dataset(["a"], [[97]], {}, {}, [1], 0, 0, ""), [])
+    with pytest.raises(ConfigError, match="seed0: a reward model, expected one that writes"):
+        prepare(opened)
 
 
 def test_a_step_that_was_not_evaluated_is_no_reward_model(straight, monkeypatch):
