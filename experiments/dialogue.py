@@ -106,12 +106,15 @@ BASE = Config(
     data=DataOptions(
         path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=124
     ),
-    rollout=RolloutOptions(batch_size=128, max_new_tokens=80),
-    ppo=PPOOptions(epochs=2, minibatches=4),
-    run=RunOptions(iterations=60, eval_every=20),
+    rollout=RolloutOptions(batch_size=256, max_new_tokens=80),
+    # One epoch of large batches: what is learnt from little noise keeps near the SFT model.
+    ppo=PPOOptions(epochs=1, minibatches=4, critic_warmup=1),
+    run=RunOptions(iterations=80, eval_every=25),
     hparams=HParams(
         learning_rate=3e-4,
-        vf_coef=0.5,
+        critic_learning_rate=1e-3,
+        lam=1.0,
+        value_clip=None,
         kl_coef=0.05,
         # A response that does not end is none.
         missing_eos_penalty=1.0,

@@ -36,7 +36,7 @@ SFT = Config(
     rollout=RolloutOptions(batch_size=32, max_new_tokens=8),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
-        cell="sft", iterations=800, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+        cell="sft", iterations=600, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=3e-3),
 )
@@ -47,9 +47,16 @@ BASE = Config(
         path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=96
     ),
     rollout=RolloutOptions(batch_size=256, max_new_tokens=8),
-    ppo=PPOOptions(epochs=2, minibatches=4),
-    run=RunOptions(iterations=150, eval_every=20),
-    hparams=HParams(learning_rate=3e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.0),
+    # One epoch of large batches: what is learnt from little noise keeps near the SFT model.
+    ppo=PPOOptions(epochs=1, minibatches=4, critic_warmup=1),
+    run=RunOptions(iterations=150, eval_every=25),
+    hparams=HParams(
+        learning_rate=3e-4,
+        critic_learning_rate=1e-3,
+        lam=1.0,
+        value_clip=None,
+        kl_coef=0.0,
+    ),
 )
 
 REWARD = exact_match("answer")
