@@ -65,7 +65,8 @@ def abstract(tree):
 @pytest.mark.parametrize("name", sorted(list_experiments()))
 def test_the_iteration_traces(name):
     experiment = load_experiment(name)
-    model = MODELS[experiment.base.model.path] or experiment.base.model.shape
+    start = experiment.sft if experiment.base.model.path == "@sft" else experiment.base
+    model = MODELS[start.model.path] or start.model.shape
     config = replace(
         experiment.base, model=resolve_options(experiment.base.model, open_source(None, model))
     )
