@@ -35,11 +35,12 @@ def describe(
         del found["kl"]
     scores_PK, decided_PK = answers.by_prompt(answers.scores_N), decided(answers)
     if answers.verdicts_N is not None:
-        verdicts_P = quality.mean_known(decided_PK)
-        found["judge"] = quality.mean(verdicts_P, share=_are_passes(decided_PK))
+        found["judge"] = quality.mean_of_samples(decided_PK)
     if answers.samples > 1:
         best_P = quality.best_known(scores_PK)
-        found[f"best_of_{answers.samples}"] = quality.mean(best_P, share=_are_passes(scores_PK))
+        found[f"best_of_{answers.samples}"] = quality.mean(
+            best_P, share=quality.are_passes(scores_PK)
+        )
     found |= _passes(decided_PK, threshold)
     rows = {name: _row(quality.estimate(number, seed=seed)) for name, number in found.items()}
     texts = answers.responses
@@ -123,19 +124,13 @@ def show(
 def _passes(decided_PK: np.ndarray, threshold: float | None) -> dict[str, PerPrompt]:
     """pass@k for k of 1, 2, 4 … and all samples."""
     if threshold is None:
-        if not _are_passes(decided_PK):
+        if not quality.are_passes(decided_PK):
             return {}
         threshold = 1.0
     samples = decided_PK.shape[1]
     counts = sorted({2**i for i in range(samples.bit_length())} | {samples})
     of = lambda k: quality.pass_at_k(decided_PK, k, threshold=threshold)
     return {f"pass@{k}": quality.mean(of(k), share=True) for k in counts}
-
-
-def _are_passes(scores_PK: np.ndarray) -> bool:
-    """Whether every score is 0 or 1, and there is one."""
-    known = scores_PK[np.isfinite(scores_PK)]
-    return known.size > 0 and bool(np.isin(known, (0.0, 1.0)).all())
 
 
 def _row(found: Estimate) -> Row:

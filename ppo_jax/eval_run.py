@@ -16,6 +16,7 @@ from ppo_jax.arguments import EvalArgs
 from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config, LoraOptions, replace
 from ppo_jax.decoder import Decoder, make_decoder
+from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.eval_report import MODELS, compare, describe, response_rows, show
 from ppo_jax.evaluate import make_examination
@@ -52,6 +53,11 @@ def run_eval(experiment: Experiment, config: Config, args: EvalArgs) -> None:
     CheckpointError or StorageError."""
     if args.temperature == 0 and args.samples > 1:
         raise ConfigError(f"samples={args.samples}: all alike at temperature 0; nearest valid: 1")
+    if isinstance(experiment.environment, HostEnv):
+        raise ConfigError(
+            f"{experiment.path}: ENVIRONMENT: prompts are answered within a program, and "
+            f"{experiment.environment.name} is ordinary Python; expected a DeviceEnv, or none"
+        )
     asked = {"model": args.model, "against": args.against}
     asked = {which: name for which, name in asked.items() if name is not None}
     paths = {which: resolve(_known(name), config, experiment.name) for which, name in asked.items()}

@@ -91,7 +91,7 @@ def metrics(answers: Answers) -> dict[str, float]:
 
 def numbers(answers: Answers) -> dict[str, PerPrompt]:
     """What is said of the responses, over their prompts. A part has the name it has as a reward."""
-    over_prompts = lambda x_N: quality.mean(quality.mean_known(answers.by_prompt(x_N)))
+    over_prompts = lambda x_N: quality.mean_of_samples(answers.by_prompt(x_N))
     tokens_P = answers.by_prompt(answers.sums["tokens"]).sum(axis=1)
     over_tokens = lambda x_N: PerPrompt(answers.by_prompt(x_N).sum(axis=1), tokens_P)
     found = {name: over_prompts(x_N) for name, x_N in answers.parts.items()}
@@ -102,7 +102,7 @@ def numbers(answers: Answers) -> dict[str, PerPrompt]:
         # Of the reference as it is, whatever the temperature: of all tokens together.
         "ref_perplexity": over_tokens(-answers.sums["ref_plain"])._replace(log=True),
         "length_mean": over_prompts(answers.sums["tokens"]),  # that it wrote
-        "ended": over_prompts(answers.ended_N)._replace(share=True),
+        "ended": over_prompts(answers.ended_N),
     }
 
 

@@ -50,6 +50,17 @@ def mean(values_P: np.ndarray, *, share: bool = False) -> PerPrompt:
     return PerPrompt(values_P, np.ones_like(values_P), share)
 
 
+def mean_of_samples(values_PK: np.ndarray) -> PerPrompt:
+    """The mean over prompts of their samples' mean; a share where every number is 0 or 1."""
+    return mean(mean_known(values_PK), share=are_passes(values_PK))
+
+
+def are_passes(values: np.ndarray) -> bool:
+    """Whether every number that is finite is 0 or 1, and there is one."""
+    known = values[np.isfinite(values)]
+    return known.size > 0 and bool(np.isin(known, (0.0, 1.0)).all())
+
+
 def value(number: PerPrompt) -> float:
     """The number itself; NaN where no prompt has one."""
     known = number.known

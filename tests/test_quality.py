@@ -97,6 +97,17 @@ def test_a_prompt_that_has_no_number_is_left_out():
     np.testing.assert_array_equal(quality.best_known(values), [1.0, NAN, -2.0])
 
 
+def test_a_mean_of_passes_is_a_share():
+    """With an interval that has a width where all pass."""
+    found = quality.estimate(quality.mean_of_samples(np.ones((20, 3))))
+    assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(
+        1 - 0.1611, abs=1e-4
+    )
+    assert quality.mean_of_samples(np.array([[0.0, 1.0], [NAN, 1.0]])).share
+    assert not quality.mean_of_samples(np.array([[0.5, 1.0]])).share
+    assert not quality.mean_of_samples(np.array([[NAN]])).share
+
+
 def test_the_bootstrap_of_a_mean_is_as_wide_as_its_standard_error():
     values = np.random.default_rng(7).normal(3.0, 2.0, 400)
     found = quality.estimate(quality.mean(values), seed=1)
