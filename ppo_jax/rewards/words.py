@@ -63,9 +63,10 @@ def word_tables(tokenizer: Any, vocab_size: int) -> WordTables:
     inside_VN = np.arange(bytes_VN.shape[1]) < lengths_V[:, None]
     solid_VN = inside_VN & ~IS_BLANK_256[bytes_VN]
     last_V = np.maximum(lengths_V - 1, 0)
-    return WordTables(
-        begun_V=(solid_VN[:, 1:] & ~solid_VN[:, :-1]).sum(axis=1).astype(np.int32),
-        opens_V=solid_VN[:, 0],
-        closes_V=np.take_along_axis(solid_VN, last_V[:, None], axis=1)[:, 0].astype(bool),
-        filled_V=(lengths_V > 0).astype(bool),
-    )
+    tables: dict[str, Any] = {
+        "begun_V": (solid_VN[:, 1:] & ~solid_VN[:, :-1]).sum(axis=1).astype(np.int32),
+        "opens_V": solid_VN[:, 0],
+        "closes_V": np.take_along_axis(solid_VN, last_V[:, None], axis=1)[:, 0],
+        "filled_V": lengths_V > 0,
+    }
+    return WordTables(**tables)
