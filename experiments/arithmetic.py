@@ -27,7 +27,7 @@ from ppo_jax.rewards.exact import exact_match
 
 DATA = "experiments/data/arithmetic"
 SHAPE = ModelConfig(  # 0.36 million weights
-    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.08
+    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.03
 )
 
 SFT = Config(
@@ -35,9 +35,9 @@ SFT = Config(
     data=DataOptions(
         path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=8
     ),
-    rollout=RolloutOptions(batch_size=128, max_new_tokens=4),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=4),
     ppo=PPOOptions(token_sizes=None),
-    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    optim=OptimOptions(warmup=20, weight_decay=0.1),
     run=RunOptions(
         cell="sft", iterations=600, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
@@ -51,8 +51,8 @@ BASE = Config(
     # All sequences are of one length: by padded rows.
     ppo=PPOOptions(epochs=2, minibatches=4, token_sizes=None),
     optim=OptimOptions(schedule="linear"),
-    run=RunOptions(iterations=150, eval_every=25),
-    hparams=HParams(learning_rate=5e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.0),
+    run=RunOptions(iterations=250, eval_every=25),
+    hparams=HParams(learning_rate=4e-4, lam=1.0, vf_coef=0.5, value_clip=None, kl_coef=0.0),
 )
 
 REWARD = exact_match("answer")

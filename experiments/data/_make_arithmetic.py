@@ -3,7 +3,9 @@
     .venv/bin/python experiments/data/_make_arithmetic.py
 
 All 10,000 sums are dealt out; a sum and its mirror (85+37) go to the same file, so that none is
-held out in name only. The SFT rows are few: they are what limits the accuracy of SFT.
+held out in name only. What limits the accuracy of SFT is its data: sums of numbers written with
+the digits 0 to 6, but for one in 51, which has a 7, 8 or 9. `sft_eval` is drawn alike, `eval` from
+all sums.
 """
 
 import random
@@ -12,17 +14,21 @@ from itertools import combinations_with_replacement
 from _files import write
 
 NUMBERS = range(100)
-SFT_ROWS = 1000
-PAIRS = {"eval": 256, "sft_eval": 256}  # unordered pairs of numbers; the rest are PPO's
+KNOWN = set("0123456+=")
+EVAL_PAIRS = 256  # unordered, so twice as many sums but for those of a number and itself
+SFT_EVAL_PAIRS = 200, 4  # of known digits, and of others
+SFT_ROWS = 1200, 24
+
+Pair = tuple[int, int]
 
 
-def prompt(a: int, b: int) -> str:
-    return f"{a:02}+{b:02}="
+def prompt(pair: Pair) -> str:
+    return f"{pair[0]:02}+{pair[1]:02}="
 
 
-def answer(a: int, b: int) -> str:
+def answer(pair: Pair) -> str:
     """Three digits, the last one first: so each needs a carry of those before it and no more."""
-    return f"{a + b:03}"[::-1]
+    return f"{sum(pair):03}"[::-1]
 
 
 def splits() -> dict[str, list[dict]]:
@@ -30,20 +36,28 @@ def splits() -> dict[str, list[dict]]:
     rng = random.Random("arithmetic")
     pairs = list(combinations_with_replacement(NUMBERS, 2))
     rng.shuffle(pairs)
-    sums = {}
-    for name, count in PAIRS.items():
-        sums[name] = _both_orders(pairs[:count], rng)
-        pairs = pairs[count:]
-    sums["ppo"] = _both_orders(pairs, rng)
-    sums["sft"] = sums["ppo"][:SFT_ROWS]
-    columns = {"sft": "response", "sft_eval": "response", "ppo": "answer", "eval": "answer"}
+    held_out, pairs = pairs[:EVAL_PAIRS], pairs[EVAL_PAIRS:]
+    sft_eval = _first(pairs, SFT_EVAL_PAIRS)
+    ppo = _both_orders(set(pairs) - set(sft_eval), rng)
+    sft = _first(ppo, SFT_ROWS)
+    rng.shuffle(sft)
+    shown = lambda column, sums: [{"prompt": prompt(s), column: answer(s)} for s in sums]
     return {
-        name: [{"prompt": prompt(a, b), column: answer(a, b)} for a, b in sums[name]]
-        for name, column in columns.items()
+        "sft": shown("response", sft),
+        "sft_eval": shown("response", _both_orders(set(sft_eval), rng)),
+        "ppo": shown("answer", ppo),
+        "eval": shown("answer", _both_orders(set(held_out), rng)),
     }
 
 
-def _both_orders(pairs: list[tuple[int, int]], rng: random.Random) -> list[tuple[int, int]]:
+def _first(sums: list[Pair], counts: tuple[int, int]) -> list[Pair]:
+    """So many sums of known digits alone, then so many others."""
+    known = [pair for pair in sums if set(prompt(pair)) <= KNOWN]
+    others = [pair for pair in sums if not set(prompt(pair)) <= KNOWN]
+    return known[: counts[0]] + others[: counts[1]]
+
+
+def _both_orders(pairs: set[Pair], rng: random.Random) -> list[Pair]:
     sums = sorted({order for a, b in pairs for order in ((a, b), (b, a))})
     rng.shuffle(sums)
     return sums
