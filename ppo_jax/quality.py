@@ -91,7 +91,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = math.sqrt(max(share * (1 - share), 0.0) / count + Z**2 / (4 * count**2))
     half *= Z / (1 + Z**2 / count)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # At the ends they meet 0 and 1 but for rounding.
+    return middle - half if share > 0 else 0.0, middle + half if share < 1 else 1.0
 
 
 def _bootstrap(known: PerPrompt, seed: int) -> tuple[float, float]:

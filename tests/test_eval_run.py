@@ -21,6 +21,7 @@ from ppo_jax.evaluation import Answers
 from ppo_jax.experiment import all_parts, load_experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
+from ppo_jax.metrics import read_metrics
 from ppo_jax.weights import save_hf
 
 SHAPE = ModelConfig(
@@ -41,6 +42,7 @@ BASE = replace(Config(), **{
     "ppo.epochs": 1, "ppo.token_sizes": None, "run.iterations": 1, "run.dir": "RUNS",
     "run.progress": False, "run.show_prompts": 0, "run.compile_cache": None,
     "hparams.learning_rate": 0.01, "model.remat": "none", "parallel.data": 2,
+    "hparams.temperature": TEMPERATURE, "run.eval_every": 1,
 })
 
 
@@ -71,6 +73,7 @@ def files(tmp_path_factory):
         lines = PROMPTS if name == "held" else PROMPTS[:2]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     text = FILE.replace("MODEL", str(folder / "model")).replace("RUNS", str(folder / "runs"))
+    text = text.replace("TEMPERATURE", str(TEMPERATURE))
     for name in ("TRAIN", "HELD"):
         text = text.replace(name, str(folder / f"{name.lower()}.jsonl"))
     (folder / "mine.py").write_text(text)
@@ -82,7 +85,7 @@ def files(tmp_path_factory):
 def sampled(files):
     """(numbers, rows) of the run beside its reference, at a temperature."""
     words = ["eval", str(files / "mine.py"), "--against", "@reference", "--samples", str(K)]
-    assert main([*words, "--temperature", str(TEMPERATURE), "--reward.workers", "1"]) == 0
+    assert main([*words, "--reward.workers", "1"]) == 0
     return written(files / "runs" / "mine" / "base" / "seed0")
 
 
@@ -106,6 +109,15 @@ def test_all_prompts_are_answered_by_both(sampled):
     assert numbers["against"]["asked"] == "@reference" and numbers["against"]["step"] is None
     assert numbers["data"]["held_out"] and numbers["data"]["prompts"] == len(PROMPTS)
     assert numbers["weights"] == {"ascii_share": 2.0, "spaces": 0.5, "judge.JUDGE": 1.0}
+
+
+def test_first_samples_are_those_of_the_run_s_own_evaluation(files, sampled):
+    (line,) = read_metrics(files / "runs" / "mine" / "base" / "seed0" / "metrics.jsonl")
+    first = [row for row in of(sampled[1], "model") if row["sample"] == 0]
+    mean = lambda name: np.mean([row[name] for row in first])
+    assert line["eval/kl"] == pytest.approx(mean("kl"), abs=1e-6) != 0
+    assert line["eval/scores"] == pytest.approx(mean("score"), rel=1e-6)
+    assert line["eval/length_mean"] == mean("tokens")
 
 
 def test_numbers_are_those_of_the_rows(sampled):
@@ -206,6 +218,7 @@ def test_greedy_on_the_prompts_of_the_run(files, tmp_path, capsys):
         str(tmp_path / "x"),
     ]
     flags = ["--data.eval_path", "None", "--data.eval_rows", "1", "--reward.workers", "0"]
+    flags += ["--run.eval_every", "None"]
     assert main([*words, *flags]) == 0
     said = capsys.readouterr()
     assert "data.eval_path=None: these are the prompts of" in said.err

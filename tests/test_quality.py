@@ -75,6 +75,7 @@ def test_wilson_as_published(won, count, low, high):
     found = quality.estimate(quality.mean(np.arange(count) < won, share=True))
     assert found.value == pytest.approx(won / count) and found.prompts == count
     assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert found.low >= 0 and (won > 0 or found.low == 0)
 
 
 def test_wins_over_pairs_with_ties_as_half():
