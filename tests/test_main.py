@@ -34,8 +34,9 @@ def run(*words):
 
 def test_train_hands_on_the_experiment_as_it_is(handed):
     assert run("train", "tiny") == 0
-    [(config, experiment, args, _)] = handed
+    [(config, experiment, args, _, kind)] = handed
     assert config == load_experiment("tiny").base and args == TrainArgs()
+    assert kind.command == "train"
     assert experiment.name == "tiny" and experiment.path == ROOT / "experiments" / "tiny.py"
 
 
@@ -109,7 +110,8 @@ def test_a_bad_flag_ends_with_2_before_anything_is_loaded(words, said, handed, c
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["trian", "tiny"], "no command 'trian'; nearest: train (of train, generate, score, exp"),
+        (["eval"], "the experiment comes first: ppo-jax eval EXPERIMENT"),
+        (["trian", "tiny"], "no command 'trian'; nearest: train (of train, sft, "),
         (["train"], "the experiment comes first: ppo-jax train EXPERIMENT"),
         (["train", "--run.seed", "1", "tiny"], "not --run.seed"),
         (["train", "tinny"], "no experiments/tinny.py; nearest: tiny"),
