@@ -10,12 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppo_jax.config import replace
 from ppo_jax.envs import maze as mazes
 from ppo_jax.envs.base import Observation, check_environment
 from ppo_jax.envs.guess import guess
 from ppo_jax.envs.maze import FAR, make_maze, maze
 from ppo_jax.envs.text import encode_pieces, first_letter, first_number, say, spell
 from ppo_jax.errors import ConfigError
+from ppo_jax.experiment import load_experiment
+from ppo_jax.prepare import open_run_of, read_dataset
+from ppo_jax.rewards.environment import environment_reward
 from ppo_jax.tokenizer import byte_tokenizer
 
 DATA = Path(__file__).parents[1] / "experiments" / "data"
@@ -247,3 +251,27 @@ def test_the_experiment_has_mazes_of_its_own_held_out(monkeypatch):
     seeds = {name: [row["seed"] for row in rows] for name, rows in splits.splits().items()}
     assert max(seeds["ppo"]) < 0  # new ones, of keys that no number makes
     assert len(set(seeds["eval"])) >= 200 and min(seeds["eval"]) >= 0
+
+
+def test_a_run_is_opened_with_its_environment(tiny_config):
+    open_with = lambda tokens: open_run_of(
+        replace(tiny_config, **{"rollout.max_new_tokens": tokens}),
+        environment_reward(),
+        read_dataset,
+        ENV,
+    )
+    assert open_with(5).environment is ENV and open_with(5).env_tables.answers.ids_KL.size
+    with pytest.raises(ConfigError, match="^rollout.max_new_tokens=4: environment guess opens"):
+        open_with(4)
+
+
+def test_an_environment_is_one_of_two_kinds(tmp_path):
+    path = tmp_path / "mine.py"
+    head = (
+        "from ppo_jax.config import Config\nBASE = Config()\nREWARD = lambda prompts, responses: []"
+    )
+    path.write_text(f"{head}\nfrom ppo_jax.envs.maze import maze\nENVIRONMENT = maze()")
+    assert getattr(load_experiment(path).environment, "name", None) == "maze"
+    path.write_text(f"{head}\nfrom ppo_jax.envs.maze import maze\nENVIRONMENT = maze")
+    with pytest.raises(ConfigError, match="ENVIRONMENT is a function; expected a .*DeviceEnv"):
+        load_experiment(path)
