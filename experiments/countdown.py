@@ -5,8 +5,8 @@
 Numbers from 1 to 10, each to be used once, targets below 100: `3 5 7 make 56:` is solved by
 `(3+5)*7`. SFT sees one solution each of 600 problems; PPO all problems but those held out, and
 their reward: 1 for the target, 0.1 for an expression that has another value or other numbers, both
-found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 instead:
-`ppo-jax sft countdown --model.path smollm2-135m`. Hardware: two CPU cores.
+found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 in its place:
+`ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 
 Expected: not yet measured.
 """
@@ -33,7 +33,7 @@ SHAPE = ModelConfig(  # 0.53 million weights
     num_kv_heads=4,
     head_dim=32,
     mlp_dim=256,
-    init_std=0.08,
+    init_std=0.03,
 )
 
 SFT = Config(
@@ -43,7 +43,7 @@ SFT = Config(
     ),
     rollout=RolloutOptions(batch_size=64, max_new_tokens=12),
     ppo=PPOOptions(token_sizes=None),
-    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    optim=OptimOptions(warmup=20, weight_decay=0.1),
     run=RunOptions(
         cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),

@@ -42,7 +42,7 @@ SHAPE = ModelConfig(  # 0.53 million weights
     num_kv_heads=4,
     head_dim=32,
     mlp_dim=256,
-    init_std=0.08,
+    init_std=0.03,
 )
 
 SFT = Config(
@@ -51,7 +51,7 @@ SFT = Config(
         path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=80
     ),
     rollout=RolloutOptions(batch_size=32, max_new_tokens=32),
-    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    optim=OptimOptions(warmup=20, weight_decay=0.1),
     run=RunOptions(
         cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),

@@ -5,8 +5,8 @@
 Three tasks in one file: the sentiment of a sentence (positive, negative, neutral), the intent of a
 request (alarm, weather, music, travel, food) and the kind of a name in a sentence (person, place,
 food). SFT sees few sentences, which hold a part of the words; the labels of the others are learnt
-from reward, 1 for the label's word and nothing else. SmolLM2 instead:
-`ppo-jax sft nlu --model.path smollm2-135m`. Hardware: two CPU cores.
+from reward, 1 for the label's word and nothing else. SmolLM2 in its place: `ARGS="--sft.model.path
+smollm2-135m"`, with learning rates of its size.
 
 Expected: not yet measured.
 """
@@ -37,7 +37,7 @@ SFT = Config(
     rollout=RolloutOptions(batch_size=60, max_new_tokens=9),
     optim=OptimOptions(warmup=20, weight_decay=0.01),
     run=RunOptions(
-        cell="sft", iterations=200, eval_every=10, checkpoint_every=10, keep_best="-eval/loss"
+        cell="sft", iterations=120, eval_every=10, checkpoint_every=10, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=1e-3),
 )

@@ -4,7 +4,7 @@
 
 All 10,000 sums are dealt out; a sum and its mirror (85+37) go to the same file, so that none is
 held out in name only. What limits the accuracy of SFT is its data: sums of numbers written with
-the digits 0 to 6, but for one in 51, which has a 7, 8 or 9. `sft_eval` is drawn alike, `eval` from
+the digits 0 to 6, but for a few that have a 7, 8 or 9. `sft_eval` is drawn alike, `eval` from
 all sums.
 """
 
@@ -16,8 +16,8 @@ from _files import write
 NUMBERS = range(100)
 KNOWN = set("0123456+=")
 EVAL_PAIRS = 256  # unordered, so twice as many sums but for those of a number and itself
-SFT_EVAL_PAIRS = 200, 4  # of known digits, and of others
-SFT_ROWS = 1200, 24
+SFT_EVAL_PAIRS = 200, 3  # of known digits, and of others
+SFT_ROWS = 1200, 14
 
 Pair = tuple[int, int]
 

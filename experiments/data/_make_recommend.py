@@ -1,10 +1,10 @@
-"""Users with latent tastes click one of five items on a shelf: which one, given what they had?
+"""Users with latent tastes click one of four items on a shelf: which one, given what they had?
 
     .venv/bin/python experiments/data/_make_recommend.py
 
-    had K T B M C shelf A F Q Z E:                Q
+    had K B M C shelf A F O E:                O
 
-The 26 items are letters. Each has a genre and a popularity, each user a taste for the genres;
+The 15 items are letters. Each has a genre and a popularity, each user a taste for the genres;
 neither is in the data. History and clicks are drawn by softmax of taste plus popularity, so no
 model hits them all: `main` prints the hit rate of the most popular item of the shelf and of the
 best guess of one who knows the user's tastes.
@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from _files import write
 
-ITEMS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-GENRES, HISTORY, SHELF = 5, 5, 5
+ITEMS = "ABCDEFGHIJKLMNO"
+GENRES, HISTORY, SHELF = 3, 4, 4
 TASTE, POPULARITY = 5.0, 0.7  # how much each says about a click, in logits
-SIZES = {"eval": 400, "sft_eval": 200, "sft": 400, "ppo": 4000}  # users, one shelf each
+SIZES = {"eval": 400, "sft_eval": 200, "sft": 600, "ppo": 4000}  # users, one shelf each
 
 
 class Visit(NamedTuple):
