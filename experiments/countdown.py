@@ -45,7 +45,7 @@ SFT = Config(
     ppo=PPOOptions(token_sizes=None),
     optim=OptimOptions(warmup=20, weight_decay=0.1),
     run=RunOptions(
-        cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+        cell="sft", iterations=240, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=1e-3),
 )
