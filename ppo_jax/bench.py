@@ -109,6 +109,7 @@ def measure(config: Config, experiment: Experiment, iterations: int, warmup: int
     # The weights are gone when it returns: room for the ceilings' large arrays.
     timed = _time(config, experiment, iterations, warmup)
     run, done = timed.run, timed.done
+    assert done.rollout is not None
     prompt_B = np.asarray(done.prompts.mask_BP).sum(axis=1)
     lengths = Lengths(prompt_B, np.asarray(done.rollout.lengths_B))
     return {
@@ -248,6 +249,7 @@ def _phases(run: Run, lengths: Lengths, profile: Profile) -> dict[str, Any]:
 def _batch(run: Run, lengths: Lengths, done: Finished) -> dict[str, Any]:
     """What the profiled iteration worked on."""
     response_B = lengths.response_B
+    assert done.rollout is not None
     return {
         "sequences": len(response_B),
         "prompt_width": run.width,

@@ -33,7 +33,7 @@ def initial_weights(
             still["ref"] = cast_weights(decoder, policy)
     else:
         goes_on = source.adapters is not None
-        base = source.adapters.base if goes_on else source
+        base = source if source.adapters is None else source.adapters.base
         still["base"] = cast_weights(decoder, layout(load_trunk(base)))
         policy = layout(
             load_adapters(source)
@@ -45,7 +45,7 @@ def initial_weights(
     value: dict[str, Any] = {"head": init_value_head(critic.config)}
     if separate and critic_source is None:
         value["trunk"] = without_lm_head(policy)
-    elif separate:
+    elif separate and critic_source is not None:
         own = load_critic(critic_source)
         value["head"] = value["head"] if own.head is None else own.head
         value["trunk"] = without_lm_head(layout(own.trunk))
