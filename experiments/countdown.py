@@ -8,7 +8,8 @@ their reward: 1 for the target, 0.1 for an expression that has another value or 
 found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 in its place:
 `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 
-Expected: not yet measured.
+Expected: seed 0, the mean reward of 300 held-out problems is 0.18 after 25 and 0.21 after 50 of the
+150 iterations; the end is not yet measured. An iteration takes 1.0 s on one of two CPU cores.
 """
 
 from ppo_jax.config import (
