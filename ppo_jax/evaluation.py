@@ -23,7 +23,7 @@ from ppo_jax.reward import Scores, combine_scores
 from ppo_jax.sharding import put_batch, put_replicated
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, TrainState
 
-EVAL_KEY = 2**31 - 5  # folded in for held-out prompts: no iteration has this number
+EVAL_KEY = 2**31 - 6  # folded in for held-out prompts: no iteration has this number
 EVAL = "eval/"  # before the name of a held-out metric, in the log
 EVAL_SECONDS = "time/eval"  # metric that every line with such ones has
 WORDS = (1, 2, 3)  # n of distinct-n
