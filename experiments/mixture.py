@@ -5,7 +5,8 @@
 Small sisters of `translate`, `summarize`, `qa` and `style_length` in one file, told apart by the
 column `task`: two rewards of the host, two of the device. `reward/<task>` and `eval/<task>` are
 means over the rows of a task alone.
-SmolLM2 instead: `ppo-jax sft mixture --model.path smollm2-135m`. Hardware: two CPU cores.
+SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+Hardware: two CPU cores.
 
 Expected: not yet measured.
 """

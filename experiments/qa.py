@@ -5,7 +5,8 @@
 `Eva is in the park. Tom is in the attic. Ben is in the zoo. Where is Tom?` Whoever guesses among
 the places of the passage is right in one of three. SFT sees a few hundred passages; PPO is told
 whether an answer is right, which is found on the device.
-SmolLM2 instead: `ppo-jax sft qa --model.path smollm2-135m`. Hardware: two CPU cores.
+SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+Hardware: two CPU cores.
 
 Expected: not yet measured.
 """

@@ -5,7 +5,8 @@
 `Write about the old ship in 7 words:`. Half of the sentences that SFT learns from miss the number;
 the reward is 1 less the share of words too many or too few, and the KL to the SFT model keeps the
 style. How often the number is met is logged beside it.
-SmolLM2 instead: `ppo-jax sft style_length --model.path smollm2-135m`. Hardware: two CPU cores.
+SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+Hardware: two CPU cores.
 
 Expected: not yet measured.
 """

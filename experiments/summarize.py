@@ -6,7 +6,8 @@ The reports hold numbers, of which a summary says in words what matters
 (experiments/data/_make_summarize.py): the long one day, heat, rain and wind, the short one the most
 remarkable alone. SFT sees a few hundred of them. The reward is ROUGE-L; how many summaries are
 exact is logged beside it.
-SmolLM2 instead: `ppo-jax sft summarize --model.path smollm2-135m`. Hardware: two CPU cores.
+SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+Hardware: two CPU cores.
 
 Expected: not yet measured.
 """

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ppo_jax.config import Config
 from ppo_jax.decoder import Decoder
+from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.memory_weights import Case, abstract_weights
 from ppo_jax.offload import shardings_at_rest
 from ppo_jax.sharding import batch_sharding, replicated
@@ -18,12 +19,15 @@ from ppo_jax.types import Prompts, PyTree
 
 
 class Rewards(NamedTuple):
-    """The step's rewards, each computed on the device, by name; arrays may be shapes alone."""
+    """The step's rewards, each computed on the device, by name, and what the policy talks with;
+    arrays may be shapes alone."""
 
     rules: dict[str, Callable]  # fn(rollout, columns, tables) -> [B] or [B, T]
     weights: dict[str, float]
     tables: dict[str, PyTree]
-    columns: dict[str, Any]  # numeric columns of the data, [B]
+    columns: dict[str, Any]  # what they read of the data, [B, ...]
+    environment: DeviceEnv | None = None
+    env_tables: PyTree = None
 
 
 def count_tokens(rollout, columns, tables):
@@ -45,7 +49,15 @@ def lower_step(
 ) -> jax.stages.Lowered:
     """As training compiles it, on devices that need not be here. `critic` computes a trunk of
     another shape than the policy's; None: `decoder` does."""
-    setup = Setup(config, mesh, decoder, critic or decoder, rewards.rules, rewards.weights)
+    setup = Setup(
+        config,
+        mesh,
+        decoder,
+        critic or decoder,
+        rewards.rules,
+        rewards.weights,
+        rewards.environment,
+    )
     state, still = abstract_weights(config, case.model, case.critic)
     shape, B = jax.ShapeDtypeStruct, config.rollout.batch_size
     rows = lambda *columns: shape((B, *columns), jnp.int32)
@@ -63,5 +75,7 @@ def lower_step(
         out_shardings=(at_rest(state), whole, split, split),
     )
     frozen = {**shared(still), "reward": everywhere(rewards.tables, whole)}
+    if rewards.environment is not None:
+        frozen["env"] = everywhere(rewards.env_tables, whole)
     hparams, prompts = everywhere(hparams, whole), everywhere(prompts, split)
     return step.lower(shared(state), frozen, hparams, prompts)

@@ -23,6 +23,7 @@ from ppo_jax.arguments import PlanArgs
 from ppo_jax.compile_report import Checked, Held, as_json, faults, show_check
 from ppo_jax.config import Config
 from ppo_jax.cost import item_bytes
+from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hlo_collectives import collectives
@@ -125,7 +126,11 @@ def abstract_rewards(experiment: Experiment, planned: Planned) -> tuple[Rewards,
     batch = data.make_batch(dataset, config, 0, pad_id=pad, width=width)
     weights = {part.name: part.weight for part in parts}
     stand_ins = tuple(part.name for part in parts if part.device is None)
-    return Rewards(rules, weights, tables, _shapes(batch.columns)), stand_ins
+    found = Rewards(rules, weights, tables, _shapes(batch.columns))
+    if isinstance(experiment.environment, DeviceEnv):
+        made = experiment.environment.make_tables(source.tokenizer, planned.case.model.vocab_size)
+        found = found._replace(environment=experiment.environment, env_tables=_shapes(made))
+    return found, stand_ins
 
 
 def _weights(planned: Planned) -> tuple[TrainState, PyTree]:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_jax import quality
-from ppo_jax.console import shared_console, show_samples
+from ppo_jax.console import shared_console, show_samples, warn
 from ppo_jax.data import Dataset
+from ppo_jax.errors import ConfigError
 from ppo_jax.evaluation import WORDS, Answers, numbers
 from ppo_jax.quality import Estimate, PerPrompt
 from ppo_jax.text import visible
@@ -43,9 +44,12 @@ def describe(
         )
     found |= _passes(decided_PK, threshold)
     rows = {name: _row(quality.estimate(number, seed=seed)) for name, number in found.items()}
-    texts = answers.responses
+    texts = answers.written
     spread = {f"distinct_{n}": quality.distinct(texts, n) for n in WORDS}
-    spread["self_bleu"] = quality.self_bleu(texts, seed=seed)
+    try:
+        spread["self_bleu"] = quality.self_bleu(texts, seed=seed)
+    except ConfigError as error:  # a package is missing: the answers are worth more than this one
+        warn(f"{error}; self_bleu is left out")
     spread["unscored"] = float(np.sum(~np.isfinite(answers.scores_N)))
     own = {"ci95": None, "n": len(texts), "over": "responses"}
     return rows | {name: {"value": _known(x), **own} for name, x in spread.items()}

@@ -21,6 +21,7 @@ from ppo_jax.programs import call_rewards
 from ppo_jax.quality import PerPrompt
 from ppo_jax.reward import Scores, combine_scores
 from ppo_jax.sharding import put_batch, put_replicated
+from ppo_jax.tokenizer import decode
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, TrainState
 
 EVAL_KEY = 2**31 - 6  # folded in for held-out prompts: no iteration has this number
@@ -37,7 +38,8 @@ class Answers(NamedTuple):
     """Responses to the rows of a data set, in its order, the K samples of a row side by side."""
 
     samples: int  # K
-    responses: list[str]
+    responses: list[str]  # with an environment the whole dialogues
+    written: list[str]  # of them what the model wrote
     ids: list[list[int]]
     ended_N: np.ndarray  # bool
     scores_N: np.ndarray  # by the reward; NaN: none
@@ -84,7 +86,7 @@ def make_judge(run: Run) -> Callable[[TrainState, PyTree], dict[str, float]]:
 def metrics(answers: Answers) -> dict[str, float]:
     """`eval/...` metrics, for the log."""
     found = {name: quality.value(number) for name, number in numbers(answers).items()}
-    found |= {f"distinct_{n}": quality.distinct(answers.responses, n) for n in WORDS}
+    found |= {f"distinct_{n}": quality.distinct(answers.written, n) for n in WORDS}
     found["unscored"] = float(np.sum(~np.isfinite(answers.scores_N)))
     return {EVAL + name: x for name, x in found.items()}
 
@@ -136,12 +138,13 @@ def _piece(run: Run, samples: int, prompts: Prompts, rollout: Rollout, raw: Raw,
         return None
     judged = lambda wanted: {k: x for k, x in raw.items() if k.startswith(JUDGE) == wanted}
     scores, verdicts = total(run, judged(False), rollout), total(run, judged(True), rollout)
-    ids_BT = np.asarray(rollout.response_ids_BT)
+    ids_BT, mask_BT = np.asarray(rollout.response_ids_BT), np.asarray(rollout.mask_BT)
     parts = scores.parts | verdicts.parts
     parts |= {f"env/{name}": x_B for name, x_B in (rollout.measures or {}).items()}
     return Answers(
         samples,
         response_texts(run.tokenizer, ids_BT, np.asarray(rollout.lengths_B)),
+        [decode(run.tokenizer, ids[own > 0]) for ids, own in zip(ids_BT, mask_BT, strict=True)],
         [ids[:n].tolist() for ids, n in zip(ids_BT, rollout.lengths_B, strict=True)],
         np.asarray(rollout.ended_B),
         np.asarray(scores.total_B),
@@ -159,6 +162,7 @@ def _joined(pieces: list[Answers]) -> Answers:
     return Answers(
         pieces[0].samples,
         [text for piece in pieces for text in piece.responses],
+        [text for piece in pieces for text in piece.written],
         [ids for piece in pieces for ids in piece.ids],
         join(lambda piece: piece.ended_N),
         join(lambda piece: piece.scores_N),

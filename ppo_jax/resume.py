@@ -25,12 +25,11 @@ FREE = frozenset(
     "model.trust_remote_code",
     "parallel.offload",
     "data.path",  # whose content is compared instead
-    "data.eval_path",
-    "data.eval_rows",
     "reward.timeout",
 }
 # What may differ likewise, but not to the last bit.
 INEXACT = (
+    "data.eval_path data.eval_rows "  # whose prompts may be longer: then all are padded to them
     "reward.workers reward.row_timeout parallel.data parallel.fsdp parallel.tensor parallel.rollout"
 ).split()
 # What the checkpoint itself depends on, its shape or what its counters stand for.
@@ -151,9 +150,10 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         if then.get(fact) is not None and then[fact] == now[fact]:
             free.update(keys)
     lines = [line for line in diff(old, new) if line.split(":")[0] not in free]
-    structural = [line for line in lines if _under(line.split(":")[0], STRUCTURAL)]
     inexact = [line for line in lines if _under(line.split(":")[0], INEXACT)]
-    harmless = [line for line in lines if line not in structural + inexact]
+    rest = [line for line in lines if line not in inexact]
+    structural = [line for line in rest if _under(line.split(":")[0], STRUCTURAL)]
+    harmless = [line for line in rest if line not in structural]
     for name, what in CONTENTS.items():
         if name in then and then[name] != now[name]:
             structural.append(f"{what} is not what it was")

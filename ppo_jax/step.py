@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ppo_jax import estimators
 from ppo_jax.config import Config, HParams
-from ppo_jax.errors import RewardError
+from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.gae import compute_gae
 from ppo_jax.kl_control import control_kl
 from ppo_jax.losses import importance_weights
@@ -105,6 +105,8 @@ def device_scores(setup: Setup, frozen: PyTree, rollout: Rollout, columns) -> Ra
         try:
             with jax.named_scope("reward"):
                 raw[name] = jnp.asarray(reward(rollout, columns, frozen["reward"][name]))
+        except ConfigError:
+            raise
         except Exception as error:  # while it is traced: a fault of the user's function
             present = ", ".join(sorted(columns)) or "none"
             what = " ".join(f"{type(error).__name__}: {error}".split())

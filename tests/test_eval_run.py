@@ -266,8 +266,8 @@ def answers(scores_PK, texts=None, verdicts_PK=None):
     names = ("logprob", "ref_logprob", "entropy", "ref_plain", "tokens")
     texts = texts or ["a"] * scores_N.size
     ids = [[1]] * scores_N.size
-    return Answers(np.shape(scores_PK)[1], texts, ids, ones_N > 0, scores_N, flat(verdicts_PK),
-                   {}, dict.fromkeys(names, ones_N))  # fmt: skip
+    return Answers(np.shape(scores_PK)[1], texts, texts, ids, ones_N > 0, scores_N,
+                   flat(verdicts_PK), {}, dict.fromkeys(names, ones_N))  # fmt: skip
 
 
 def test_a_response_without_a_score_is_counted_and_left_out():

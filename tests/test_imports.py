@@ -1,6 +1,7 @@
 """The code reads in one direction and in small pieces: import order, file and function sizes."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,9 @@ def test_tests_ask_for_no_more_than_their_extra(path):
 def test_the_makefile_is_small():
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").count("\n")
     assert lines <= 120
+
+
+def test_every_folder_of_the_package_is_installed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in folders}

@@ -101,8 +101,6 @@ FREE = {
     "model.trust_remote_code": True,
     "parallel.offload": "both",
     "data.path": "moved.jsonl",  # whose content is compared
-    "data.eval_path": "others.jsonl",
-    "data.eval_rows": 3,
     "reward.timeout": 5.0,
 }
 STRUCTURAL = {
@@ -147,6 +145,7 @@ HARMLESS = {
 INEXACT = {"reward.workers": 4, "reward.row_timeout": 1.0}
 INEXACT |= {"parallel.data": 2, "parallel.fsdp": 2, "parallel.tensor": 2}
 INEXACT |= {"parallel.rollout": "pmap"}
+INEXACT |= {"data.eval_path": "others.jsonl", "data.eval_rows": 3}
 KINDS = {"free": FREE, "structural": STRUCTURAL, "harmless": HARMLESS, "inexact": INEXACT}
 KEYS = [(kind, key) for kind, keys in KINDS.items() for key in keys]
 

@@ -19,6 +19,7 @@ from ppo_jax.programs import make_stepper
 from ppo_jax.reward import combine_scores
 from ppo_jax.rewards.base import Part, check_values, parse_rewards, text_columns
 from ppo_jax.rewards.by_task import by_task
+from ppo_jax.rewards.exact import exact_match
 from ppo_jax.rewards.host import Rows, Watched, call
 from ppo_jax.tokenizer import byte_tokenizer
 from reward_rows import make_rollout
@@ -163,3 +164,16 @@ def test_in_a_run_with_rewards_of_both_kinds(tmp_path):
     assert "reward/never" not in found and found["reward/never.rows"] == 0
     total = sum(wanted["long"]) + 2 * sum(wanted["short"])
     assert found["objective/scores"] == pytest.approx(total / 16, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [exact_match(name="qa"), *by_task({"qa": exact_match()})],
+        [*by_task({"qa": exact_match()}), exact_match(name="qa")],
+        [*by_task({"qa": exact_match()}), *by_task({"qa": exact_match()})],
+    ],
+)
+def test_a_task_shares_its_name_with_no_other_reward(rewards):
+    with pytest.raises(ConfigError, match="a second one of that name, where qa is a task"):
+        parse_rewards(rewards)

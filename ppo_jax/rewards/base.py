@@ -57,10 +57,11 @@ def parse_rewards(reward) -> list[Part]:
     given = reward if _is_list(reward) else [reward]
     if not given:
         raise ConfigError(f"reward: the list is empty; {SIGNATURES}")
+    pairs = (item if _is_pair(item) else (1.0, item) for item in given)
+    found = [_parse_one(item, _parse_weight(weight, item)) for weight, item in pairs]
+    _check_tasks([part.name for part in found])
     parts: list[Part] = []
-    for item in given:
-        weight, item = item if _is_pair(item) else (1.0, item)
-        part = _parse_one(item, _parse_weight(weight, item))
+    for part in found:
         taken = {other.name for other in parts}
         name, count = part.name, 1
         while name in taken:
@@ -68,6 +69,17 @@ def parse_rewards(reward) -> list[Part]:
             name = f"{part.name}_{count}"
         parts.append(part._replace(name=name))
     return parts
+
+
+def _check_tasks(names: list[str]) -> None:
+    """A part and the rows that it speaks of are found by their names, which must be their own."""
+    for name in names:
+        task = name.removesuffix(ROWS)
+        if names.count(name) > 1 and task + ROWS in names:
+            raise ConfigError(
+                f"reward {name}: a second one of that name, where {task} is a task (by_task); give "
+                "one of them another name"
+            )
 
 
 def text_columns(parts: Iterable[Part]) -> tuple[str, ...]:
