@@ -29,6 +29,7 @@ CAUSES = (  # what, metrics that tell, what to change; the first not finite made
     ("log-probability", (ENTROPY, KL), "check the weights, hparams.learning_rate"),
     ("critic", ("value/", "loss/value_avg"), "lower hparams.critic_learning_rate"),
     ("policy loss", ("loss/policy_avg", "loss/kl_avg"), "set hparams.log_ratio_clamp=10"),
+    ("loss", ("loss",), "check the weights, lower hparams.learning_rate"),
 )
 
 Row = dict[str, float]  # the finite numbers of an iteration

@@ -13,7 +13,7 @@ import numpy as np
 from ppo_jax import data
 from ppo_jax.arguments import ExportArgs, GenerateArgs, ScoreArgs
 from ppo_jax.config import DataOptions, ModelConfig, ModelOptions, ParallelOptions, RolloutOptions
-from ppo_jax.critics import REWARD_MODEL, is_reward_model, load_critic
+from ppo_jax.critics import REWARD_MODEL, check_writes, is_reward_model, load_critic
 from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError, DataError, StorageError
 from ppo_jax.hf_export import REWARD_BIAS
@@ -38,6 +38,7 @@ def generate(args: GenerateArgs) -> None:
     `logprobs` are of the distribution sampled from; at temperature 0 of the model at temperature 1.
     """
     source = open_source(args.model, trust_remote_code=args.trust_remote_code)
+    check_writes(source, "model")
     dataset = _read_prompts(args.prompts, source)
     width = data.prompt_width(dataset)
     _check_context(source.config, width, args.max_new_tokens, args.prompts)
@@ -77,6 +78,7 @@ def score(args: ScoreArgs) -> None:
     A row's own `response_ids`, as `generate` writes them, are scored as they are.
     """
     source = open_source(args.model, trust_remote_code=args.trust_remote_code)
+    check_writes(source, "model")
     dataset = _read_prompts(args.data, source)
     responses = response_ids(dataset, source.tokenizer, source.config.vocab_size)
     width, longest = data.prompt_width(dataset), max(map(len, responses))

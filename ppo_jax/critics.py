@@ -39,6 +39,12 @@ def is_reward_model(source: Source) -> bool:
     return manifest.read_record(checkpoints, step)["facts"].get("kind") == REWARD_MODEL
 
 
+def check_writes(source: Source, what: str) -> None:
+    """ConfigError where the model, which `what` names, is no language model."""
+    if is_reward_model(source):
+        raise ConfigError(f"{what}={source.name}: a reward model, expected one that writes")
+
+
 def load_critic(source: Source) -> Critic:
     """A critic's own checkpoint.
 

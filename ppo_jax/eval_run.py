@@ -15,6 +15,7 @@ from ppo_jax import console, data, manifest, storage
 from ppo_jax.arguments import EvalArgs
 from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config, LoraOptions, replace
+from ppo_jax.critics import check_writes
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError, StorageError
@@ -116,6 +117,7 @@ def _as_evaluated(config: Config, args: EvalArgs) -> Config:
         "ppo.advantage": "reinforce",
         "ppo.bootstrap_truncated": False,
         "rollout.weights": "compute",
+        "rollout.samples_per_prompt": args.samples,  # which meet the same opening
         "parallel.offload": "none",
         "hparams.temperature": temperature or 1.0,  # greedy: that of the log-probabilities
     }
@@ -147,6 +149,7 @@ def _source(path: str | None, which: str, opened: Opened) -> Source:
     if path is None:
         return reference
     source = open_source(path, trust_remote_code=config.model.trust_remote_code)
+    check_writes(source, which)
     if source.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
         raise ConfigError(
             f"--{which} {path}: its tokenizer is not that of model.path={config.model.path}, with "

@@ -1,6 +1,7 @@
 """The command line: flags to a checked configuration, errors to one line and an exit code."""
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import os
@@ -117,6 +118,9 @@ def _stage(experiment, base: str):
             f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own code "
             "is asked for on the command line alone: --model.trust_remote_code True"
         )
+    if base != "BASE" and config.run.cell == type(config.run)().cell:  # PPO has that one
+        cell = next(command for command, of in STAGES.items() if of == base)
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, cell=cell))
     return experiment._replace(base=config)
 
 
@@ -269,6 +273,11 @@ def parse_config(command: str, words: list[str], experiment):
     """The experiment's BASE with the flags' values in it."""
     base = experiment.base
     config = _parse(type(base), command, words, default=base, description=experiment.doc)
+    if base.model.path is None and config.model.path is not None:
+        # The file's shape is that of its random model; another one brings its own.
+        if config.model.shape == base.model.shape:
+            model = dataclasses.replace(config.model, shape=type(base.model.shape)())
+            config = dataclasses.replace(config, model=model)
     paths = {key: getattr(config.model, key) for key in ("path", "critic_path")}
     if not any(path is not None and path.startswith("@") for path in paths.values()):
         return config

@@ -10,6 +10,7 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
 
 COMMON = ("--run.seed", "--run.dir")  # of all stages
+SWITCHES = ("--strict_resume", "--allow_config_change")  # of the stages that train
 STAGES = ("sft", "reward-model", "train", "eval")
 
 
@@ -23,13 +24,15 @@ def commands_of(experiment: Experiment, words: Sequence[str]) -> list[list[str]]
     """The words of each stage's command, from the experiment's name and the flags in `words`.
 
     `--run.seed` and `--run.dir` go to all stages, `--STAGE.section.key` to that stage, and any
-    other flag to `train` (and `eval`, which reads the same config). Raises ConfigError on a word
+    other flag to `train` (and `eval`, which reads the same config); `SWITCHES` to all that train.
+    Raises ConfigError on a word
     that is no flag with a value, or of a stage that the file lacks.
     """
     stages = stages_of(experiment)
     flags: dict[str, list[str]] = {stage: [] for stage in stages}
     name, *given = words
-    rest = [part for word in given for part in _halves(word)]
+    switches = [word for word in given if word in SWITCHES]
+    rest = [part for word in given if word not in SWITCHES for part in _halves(word)]
     if len(rest) % 2:
         raise ConfigError(f"pipeline: {rest[-1]}: expected flags with a value each")
     for flag, value in zip(rest[::2], rest[1::2], strict=True):
@@ -45,8 +48,10 @@ def commands_of(experiment: Experiment, words: Sequence[str]) -> list[list[str]]
         else:
             for each in stages if flag in COMMON else ("train", "eval"):
                 flags[each] += [flag, value]
-    if "sft" in stages:
+    if "sft" in stages and "--against" not in flags["eval"]:
         flags["eval"] += ["--against", "@sft"]
+    for stage in stages:
+        flags[stage] += switches if stage != "eval" else []
     return [[stage, name, *flags[stage]] for stage in stages]
 
 

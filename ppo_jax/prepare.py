@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ppo_jax import data
 from ppo_jax.classifier import make_classifier, place_classifier, reward_function
 from ppo_jax.config import Config, HParams
-from ppo_jax.critics import is_reward_model
+from ppo_jax.critics import check_writes
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.envs.base import DeviceEnv, check_environment
 from ppo_jax.envs.host import HostEnv, check_host_environment
@@ -144,8 +144,8 @@ def prepare(
     copy of the first weights where nothing is to be compared with them. `weights` loads others than
     `initial_weights` does."""
     config, source = opened.config, opened.source
-    if weights is None and is_reward_model(source):
-        raise ConfigError(f"model.path={source.name}: a reward model, expected one that writes")
+    if weights is None:
+        check_writes(source, "model.path")
     mesh = make_mesh(config.parallel)
     decoder = critic = make_decoder(source.config, config.model, mesh)
     if opened.critic is not None:

@@ -1,5 +1,6 @@
 """Given responses: their tokens, and batches of them in the form of a rollout."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,43 +12,68 @@ from ppo_jax.errors import DataError
 from ppo_jax.types import Prompts, Rollout
 
 
-def response_ids(dataset: Dataset, tokenizer, vocab_size: int) -> list[list[int]]:
+def response_ids(
+    dataset: Dataset, tokenizer: Any, vocab_size: int, *, bad_rows: str = "error"
+) -> list[list[int]]:
     """Tokens of each row's `response`: its own `response_ids`, else the text's.
 
-    Raises DataError naming the line of a row without a usable one.
+    Raises DataError naming the line of a row without a usable one; with bad_rows="skip" such a row
+    has no tokens, and one warning says how many there are.
     """
     if "response" not in dataset.columns:
         present = ", ".join(["prompt", *dataset.columns])
         raise DataError(f"{dataset.path}: no column `response` (columns: {present})")
     given = dataset.columns.get("response_ids", [None] * len(dataset.prompts))
-    result = []
+    result, faults = [], []
     for line, text, ids in zip(dataset.lines, dataset.columns["response"], given, strict=True):
-        where = f"{dataset.path}:{line}"
-        if not isinstance(text, str):
-            raise DataError(f"{where}: response is {type(text).__name__}, expected a string")
-        if ids is None:
-            ids = tokenizer.encode(text, add_special_tokens=False)
-        valid = lambda i: type(i) is int and 0 <= i < vocab_size
-        if not isinstance(ids, list) or not ids or not all(map(valid, ids)):
-            raise DataError(
-                f"{where}: the response has no tokens, or one outside the vocabulary of "
-                f"{vocab_size}"
-            )
-        result.append(ids)
+        try:
+            result.append(_tokens(text, ids, tokenizer, vocab_size, f"{dataset.path}:{line}"))
+        except DataError as error:
+            if bad_rows == "error":
+                raise
+            result.append([])
+            faults.append(error)
+    if faults:
+        print(
+            f"ppo-jax: warning: rows left out: {len(faults)}, the first {faults[0]}",
+            file=sys.stderr,
+        )
     return result
+
+
+def _tokens(text: Any, ids: Any, tokenizer: Any, vocab_size: int, where: str) -> list[int]:
+    if not isinstance(text, str):
+        raise DataError(f"{where}: response is {type(text).__name__}, expected a string")
+    if ids is None:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    valid = lambda i: type(i) is int and 0 <= i < vocab_size
+    if not isinstance(ids, list) or not ids or not all(map(valid, ids)):
+        raise DataError(
+            f"{where}: the response has no tokens, or one outside the vocabulary of {vocab_size}"
+        )
+    return ids
+
+
+def end_token(tokenizer: Any, eos_token_ids: tuple[int, ...]) -> int | None:
+    """What a response ends with: of a model's stop ids the one that its tokenizer, and so its chat
+    template, means, else the first."""
+    own = tokenizer.eos_token_id
+    return own if own in eos_token_ids else next(iter(eos_token_ids), None)
 
 
 def ended(
     dataset: Dataset, ids: list[list[int]], options: DataOptions, *, eos: int | None, room: int
 ) -> Dataset:
-    """The rows whose responses `ids` fit into `room` tokens, with their `response_ids`, each with
-    its EOS at the end.
+    """The rows whose responses `ids` have tokens and fit into `room` of them, with `response_ids`:
+    those, each with its EOS at the end.
 
     A longer one is an error, dropped, or cut (and then without its EOS), as `options.overlong` says
     of prompts. Raises DataError.
     """
     kept, result, cut = [], [], 0
     for row, (line, tokens) in enumerate(zip(dataset.lines, ids, strict=True)):
+        if not tokens:
+            continue
         whole = [*tokens, eos] if eos is not None and tokens[-1] != eos else tokens
         if len(whole) > room and options.overlong == "error":
             raise DataError(
@@ -60,13 +86,15 @@ def ended(
         cut += len(whole) > room
         kept.append(row)
         result.append(whole[:room])
+    skipped = sum(not tokens for tokens in ids)
     if not kept:
         raise DataError(
-            f"{dataset.path}: all responses are longer than rollout.max_new_tokens = {room}; raise "
-            "it, or set data.overlong to 'truncate'"
+            f"{dataset.path}: no response is left: {skipped} cannot be used (data.bad_rows), the "
+            f"others are longer than rollout.max_new_tokens = {room}"
         )
     return take_rows(dataset, kept)._replace(
-        dropped=dataset.dropped + len(dataset.lines) - len(kept),
+        skipped=dataset.skipped + skipped,
+        dropped=dataset.dropped + len(dataset.lines) - len(kept) - skipped,
         truncated=dataset.truncated + cut,
         response_ids=result,
     )

@@ -40,6 +40,7 @@ STRUCTURAL = (
 ).split()
 CONTENTS = {  # fact -> what has another content
     "data": "data.path: the file",
+    "eval_data": "data.eval_path: the file",
     "tokenizer": "the tokenizer",
     "weights": "model.path: the weights",
     "critic_weights": "model.critic_path: the weights",
@@ -155,7 +156,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     structural = [line for line in rest if _under(line.split(":")[0], STRUCTURAL)]
     harmless = [line for line in rest if line not in structural]
     for name, what in CONTENTS.items():
-        if name in then and then[name] != now[name]:
+        if name in then and then[name] != now.get(name):
             structural.append(f"{what} is not what it was")
     if None not in (then.get("reward"), now["reward"]) and then["reward"] != now["reward"]:
         # Pythons differ in how they write down the same code.

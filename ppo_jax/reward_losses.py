@@ -1,5 +1,7 @@
 """Losses of a reward model, and how well its scores tell what was preferred."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,8 @@ def judge_pairs(scores_B: np.ndarray, margins_N: np.ndarray) -> dict[str, float]
     """
     pairs_N2 = scores_B.astype(np.float64).reshape(-1, 2)
     gap_N = pairs_N2[:, 0] - pairs_N2[:, 1]
+    if not np.all(np.isfinite(gap_N)):  # of diverged weights
+        return dict.fromkeys(("loss", "accuracy", "gap", "brier", "ece"), math.nan)
     right_N = np.where(gap_N == 0, 0.5, gap_N > 0)
     sure_N = _sigmoid(np.abs(gap_N))
     bin_N = np.minimum((2 * BINS * (sure_N - 0.5)).astype(int), BINS - 1)

@@ -42,6 +42,7 @@ from ppo_jax.preferences import (
 )
 from ppo_jax.prepare import Opened, Run, open_run_of, prepare
 from ppo_jax.programs import Past, Stepper
+from ppo_jax.responses import end_token
 from ppo_jax.reward_losses import judge_pairs, judge_scores, pairwise_sums, scored_sums
 from ppo_jax.scoring import final_scores, read_to_the_end
 from ppo_jax.setup import Setup
@@ -118,7 +119,7 @@ def read_preferences(config: Config, source: Source, texts: tuple[str, ...]) -> 
         config.data,
         source.tokenizer,
         vocab_size=source.config.vocab_size,
-        eos=next(iter(source.config.eos_token_ids), None),
+        eos=end_token(source.tokenizer, source.config.eos_token_ids),
         room=config.rollout.max_new_tokens,
     )
 

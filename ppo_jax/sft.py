@@ -20,7 +20,7 @@ from ppo_jax.loading import Source
 from ppo_jax.passes import parts_by_tokens, read_part
 from ppo_jax.prepare import Opened, Run, open_run_of, prepare
 from ppo_jax.programs import Past, Stepper
-from ppo_jax.responses import as_rollout, ended, response_ids
+from ppo_jax.responses import as_rollout, end_token, ended, response_ids
 from ppo_jax.scoring import forward
 from ppo_jax.setup import Setup
 from ppo_jax.stream import row_tokens
@@ -56,8 +56,9 @@ def read_responses(config: Config, source: Source, texts: tuple[str, ...]) -> da
     """The prompts of `data.path` with the tokens of their responses. Raises DataError."""
     vocab_size = source.config.vocab_size
     dataset = data.load_dataset(config.data, source.tokenizer, vocab_size=vocab_size, texts=texts)
-    ids = response_ids(dataset, source.tokenizer, vocab_size)
-    eos = next(iter(source.config.eos_token_ids), None)
+    bad_rows = config.data.bad_rows
+    ids = response_ids(dataset, source.tokenizer, vocab_size, bad_rows=bad_rows)
+    eos = end_token(source.tokenizer, source.config.eos_token_ids)
     return ended(dataset, ids, config.data, eos=eos, room=config.rollout.max_new_tokens)
 
 

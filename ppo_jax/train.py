@@ -31,7 +31,7 @@ from ppo_jax.programs import check_own_rows
 from ppo_jax.restore import Unreadable, abstract_like, restore
 from ppo_jax.resume import check_nothing_lost, find_start
 from ppo_jax.rewards.pool import open_pool
-from ppo_jax.run_facts import run_facts
+from ppo_jax.run_facts import file_sha256, run_facts
 from ppo_jax.run_folder import (
     RunFolder,
     check_shared,
@@ -80,6 +80,8 @@ def train(
         facts = run_facts(config, experiment, *models) | {"kind": kind.command}
         if not opened.parts:
             facts["reward"] = None  # which the experiment's file may well define
+            if opened.held_out is not None:  # by which the best step and its scores are measured
+                facts["eval_data"] = file_sha256(Path(opened.held_out.path))
         check_alike(facts)
         check_own_rows(config.parallel, opened.parts, jax.devices())
         keep = config.run.keep
@@ -271,14 +273,14 @@ def _as_begun(config: Config, experiment: str) -> Config:
     """A hub id without a revision goes on from the commit that the run in this folder began with,
     wherever its branch stands by now, and a run's best step from the one it was; so does the base
     of adapters."""
-    stored = run_folder(run_path(config.run, experiment)).config
-    if not stored.is_file():
+    folder = run_folder(run_path(config.run, experiment))
+    if not folder.config.is_file() or manifest.latest_step(folder.checkpoints) is None:
         return config
-    began, names = load_config(stored).model, {}
+    began, names = load_config(folder.config).model, {}
     for key in ("path", "critic_path"):
         name, old = getattr(config.model, key), getattr(began, key)
         asked = None if name is None else name.removesuffix(f"@{BEST}")
-        if asked is not None and old is not None and old.partition("@")[0] == asked:
+        if asked is not None and old is not None and old.rpartition("@")[0] == asked:
             names[key] = old
     if config.model.base_path is None and names.get("path", config.model.path) == began.path:
         names["base_path"] = began.base_path

@@ -19,6 +19,10 @@ UNUSED = {
     "rollout.samples_per_prompt": 1,
     "rollout.min_new_tokens": 0,
     "ppo.minibatches": 1,
+    "ppo.critic_warmup": 0,
+    "reward.reference": "fixed",
+    "hparams.target_kl": None,
+    "hparams.entropy_coef": None,
     "ppo.bootstrap_truncated": False,
     "model.critic": "shared",
 }

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ppo_jax.config import Config
+from ppo_jax import main
+from ppo_jax.config import Config, ModelConfig, replace
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
 from ppo_jax.pipeline import commands_of, stages_of
+from ppo_jax.validate import check_config
 
 ALL = Experiment("x", Config(), None, Path("x.py"), "", sft=Config(), reward_model=Config())
 PPO = Experiment("x", Config(), None, Path("x.py"), "")
@@ -31,6 +33,13 @@ def test_each_flag_goes_to_its_stage():
         "reward-model x --run.seed 3 --optim.eps 1e-8".split(),
         "train x --run.seed 3 --hparams.kl_coef 0.1".split(),
         "eval x --run.seed 3 --hparams.kl_coef 0.1 --samples 4 --against @sft".split(),
+    ]
+    words = "x --allow_config_change --eval.against other".split()
+    assert commands_of(ALL, words) == [
+        "sft x --allow_config_change".split(),
+        "reward-model x --allow_config_change".split(),
+        "train x --allow_config_change".split(),
+        "eval x --against other".split(),
     ]
     assert commands_of(PPO, ["x"]) == [["train", "x"], ["eval", "x"]]
 
@@ -97,3 +106,24 @@ def test_a_signal_reaches_the_stage_whose_code_is_the_pipeline_s(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "saved" in out and "third" not in out
+
+
+def test_another_model_brings_its_own_shape():
+    random = replace(Config(), **{"model.path": None, "model.shape.embed_dim": 128})
+    mine = ALL._replace(base=random, doc="")
+    other = main.parse_config("sft x", ["--model.path", "smollm2-135m"], mine)
+    assert other.model.shape == ModelConfig()
+    check_config(other)
+    assert main.parse_config("sft x", [], mine).model.shape.embed_dim == 128
+    asked = ["--model.path", "smollm2-135m", "--model.shape.embed_dim", "64"]
+    with pytest.raises(ConfigError, match="shape.num_layers=3: read only without a model.path"):
+        deeper = replace(random, **{"model.shape.num_layers": 3})
+        check_config(main.parse_config("sft x", asked, mine._replace(base=deeper)))
+
+
+def test_a_stage_has_a_folder_of_its_own():
+    assert main._stage(ALL, "BASE").base.run.cell == "base"
+    assert main._stage(ALL, "SFT").base.run.cell == "sft"
+    assert main._stage(ALL, "REWARD_MODEL").base.run.cell == "reward-model"
+    named = ALL._replace(sft=replace(Config(), **{"run.cell": "mine"}))
+    assert main._stage(named, "SFT").base.run.cell == "mine"

@@ -15,18 +15,16 @@ from decoder_oracle import slow_hidden, slow_logits
 from faults.launch import exact
 from ppo_jax import manifest
 from ppo_jax.config import HParams, replace
-from ppo_jax.data import load_dataset
 from ppo_jax.errors import CheckpointError, ConfigError, DataError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.metrics import read_metrics
-from ppo_jax.responses import as_rollout, ended, response_ids
+from ppo_jax.responses import as_rollout
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import run_folder
 from ppo_jax.sft import OBJECTIVE, SFT
 from ppo_jax.sharding import put_batch
 from ppo_jax.stages import resolve, run_at
-from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.train import train
 from ppo_jax.tuning import tuning_step, tuning_sums
 from ppo_jax.types import Prompts
@@ -265,6 +263,7 @@ def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
     [
         ({"ppo.minibatches": 2}, "ppo.minibatches=2: not for ppo-jax sft; nearest valid: 1"),
         ({"model.critic": "separate"}, "model.critic=separate: not for .*nearest valid: shared"),
+        ({"hparams.entropy_coef": 0.1}, "hparams.entropy_coef=0.1: not for .*nearest valid: None"),
         ({"data.eval_path": None}, "run.eval_every=2: needs data.eval_path"),
         ({"rollout.max_new_tokens": 3}, "given.jsonl:3: the response has 4 tokens with its EOS"),
     ],
@@ -272,25 +271,3 @@ def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
 def test_what_cannot_be_trained_is_said_before_it_begins(change, said, tmp_path):
     with pytest.raises((ConfigError, DataError), match=said):
         launch(tmp_path, **change)
-
-
-def test_conversations_are_prompts_with_their_last_message_as_the_response(tmp_path):
-    tokenizer = byte_tokenizer()
-    rows = [{"prompt": "a", "response": "long one"}, {"prompt": "b", "response": "x"}]
-    options = replace(RUN, **{"data.path": write(tmp_path, "d.jsonl", rows)}).data
-    dataset = load_dataset(options, tokenizer, vocab_size=259)
-    ids = response_ids(dataset, tokenizer, 259)
-    cut = ended(dataset, ids, replace(RUN, **{"data.overlong": "truncate"}).data, eos=257, room=3)
-    assert cut.response_ids == [list(b"lon"), [*b"x", 257]] and cut.truncated == 1
-    drop = ended(dataset, ids, replace(RUN, **{"data.overlong": "drop"}).data, eos=257, room=3)
-    assert drop.response_ids == [[*b"x", 257]] and drop.prompts == ["b"] and drop.dropped == 1
-    say = lambda *texts: [
-        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)
-    ]
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}>"
-    path = write(tmp_path, "chat.jsonl", [{"messages": say("hi", "ho", "more", "end")}])
-    chat = load_dataset(replace(RUN, **{"data.path": path}).data, tokenizer, vocab_size=259)
-    assert bytes(chat.prompt_ids[0]) == b"[hi][ho][more]>" and chat.columns == {"response": ["end"]}
-    path = write(tmp_path, "bad.jsonl", [{"messages": say("hi", "ho", "more")}])
-    with pytest.raises(DataError, match="bad.jsonl:1: messages: expected a list of two or more"):
-        load_dataset(replace(RUN, **{"data.path": path}).data, tokenizer, vocab_size=259)
