@@ -49,8 +49,10 @@ class _Table(NamedTuple):
     """What a run's dialogues share."""
 
     environment: HostEnv
+    call: host.Call
     run: Run
     stops: tuple[int, ...]
+    names: list[str]  # of the measures, as the first iteration had them
 
     @property
     def room(self) -> int:
@@ -67,7 +69,7 @@ def make_player(run: Run, environment: HostEnv, built: Built):
     sample = program(
         built, "sample", functools.partial(_sample_turn, of_turns), batch_sharding(mesh)
     )
-    table = _Table(environment, run, run.setup.scorer.stops)
+    table = _Table(environment, host.caller(environment), run, run.setup.scorer.stops, [])
     players: list[Player] = []
 
     def play(state: TrainState, frozen: PyTree, step: int, prompts: Prompts) -> Rollout:
@@ -86,7 +88,8 @@ def make_player(run: Run, environment: HostEnv, built: Built):
             answered = lambda fetched=fetched: _answer(table, rows, fetched) or _live(rows)
             live = sum(together("environment", answered))
         measures: list[dict[str, float]] = []
-        together("environment", lambda: measures.extend(_measure(table, rows)))
+        measured = lambda: measures.extend(_measure(table, rows)) or sorted(measures[0])
+        _check_names(table, together("environment", measured))
         return put_own_rows(mesh, size, _as_rollout(table, mine, rows, measures))
 
     return play
@@ -116,11 +119,11 @@ def _open(
     for i, number in enumerate(own.tolist()):
         where = f"row {number} (prompt {str(texts[i])[:80]!r})"
         if i == len(players):
-            players.append(host.call(environment, "make", where, environment.make))
+            players.append(table.call("make", where, environment.make))
         draw = [run.config.run.seed, step, int(prompts.prompt_index_B[i]), int(groups[i])]
         seed = int(np.random.SeedSequence(draw).generate_state(1)[0])
         column = {name: values[i] for name, values in columns.items()}
-        text = host.call(environment, "reset", where, players[i].reset, seed, column)
+        text = table.call("reset", where, players[i].reset, seed, column)
         row = _Dialogue(players[i], where, prompts.ids_BP[i][prompts.mask_BP[i]].tolist())
         ids = _encode(table, host.check_text(environment, "reset", where, text), where)
         if len(ids) >= table.room:
@@ -190,13 +193,14 @@ def _take_turn(table: _Table, row: _Dialogue, written: Rollout) -> None:
         row.live = False  # cut within an action, which no one hears
         return
     text = decode(table.run.tokenizer, action)
-    answer = host.call(environment, "step", row.where, row.player.step, text)
-    said, row.rewards[-1], row.done = host.check_answer(environment, row.where, answer)
+    answer = table.call("step", row.where, row.player.step, text)
+    said, row.rewards[-1], row.done, cut = host.check_answer(environment, row.where, answer)
     row.turns += 1
     ids = _encode(table, said, row.where)
     if not row.done and len(row.ids) + len(ids) <= table.room:
         _read(row, ids)
-        row.live = row.turns < environment.max_turns and len(row.ids) < table.room
+        goes_on = row.turns < environment.max_turns and len(row.ids) < table.room
+        row.live = goes_on and not cut
     else:
         row.live = False
 
@@ -206,7 +210,7 @@ def _measure(table: _Table, rows: list[_Dialogue]) -> list[dict[str, float]]:
     environment, found = table.environment, []
     for row in rows:
         ask = getattr(row.player, "measures", None)
-        own = {} if ask is None else host.call(environment, "measures", row.where, ask)
+        own = {} if ask is None else table.call("measures", row.where, ask)
         own = host.check_measures(environment, row.where, own)
         found.append({"turns": float(row.turns)} | dict(sorted(own.items())))
         if found[-1].keys() != found[0].keys():
@@ -215,6 +219,18 @@ def _measure(table: _Table, rows: list[_Dialogue]) -> list[dict[str, float]]:
                 f"{row.where}, {sorted(found[0])} on {rows[0].where}; expected the same names"
             )
     return found
+
+
+def _check_names(table: _Table, said: list[list[str]]) -> None:
+    """The measures are part of the program: the same in all processes and iterations."""
+    for names in said:
+        if not table.names:
+            table.names.extend(names)
+        if names != table.names:
+            raise RewardError(
+                f"environment {table.environment.name}: measures returned {names}, before "
+                f"{table.names}; expected the same names each time"
+            )
 
 
 def _as_rollout(

@@ -20,7 +20,7 @@ from ppo_jax.config import (
     RunOptions,
     replace,
 )
-from ppo_jax.envs.host import HostEnv, check_host_environment, gymnasium_env
+from ppo_jax.envs.host import HostEnv, caller, check_host_environment, gymnasium_env
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.prepare import open_run_of, prepare, read_dataset
 from ppo_jax.programs import make_stepper
@@ -55,6 +55,8 @@ class Teller:
             raise ZeroDivisionError("of a tool")
         if Teller.fault == "hang":
             threading.Event().wait(60)
+        if Teller.fault == "cut":
+            return "...", 1.0, False, len(self.heard) == 2
         answer = self.said[-1], len(self.heard) + number / 1000, number % 7 == 0
         return {"tuple": answer[:2], "nan": (answer[0], float("nan"), False)}.get(
             Teller.fault, answer
@@ -62,6 +64,8 @@ class Teller:
 
     def measures(self):
         if Teller.fault == "measures" and self is Teller.made[-1]:
+            return {"other": 1.0}
+        if Teller.fault == "names":
             return {"other": 1.0}
         return {"heard": len("".join(self.heard))}
 
@@ -157,8 +161,9 @@ FAULTS = {
     "long": "reset returned 24 tokens on row 0 .*, rollout.max_new_tokens is 24; expected at most",
     "step": r"teller: step raised on row 1 \(prompt '.*'\): ZeroDivisionError: of a tool$",
     "hang": "teller: step took more than 3 s on row 0",
-    "tuple": r"step returned .* of type tuple on row 0 .*; expected a tuple \(text, reward, done\)",
+    "tuple": r"step returned .* of type tuple on row 0 .*; expected a tuple \(text, reward, done",
     "nan": "step returned nan of type float on row 0 .*; expected reward as a finite number",
+    "names": r"measures returned \['other', 'turns'\], before \['heard', 'turns'\]; expected",
     "measures": "measures returned .*'other'.* on row 11 .*; expected the same names",
 }
 
@@ -169,6 +174,27 @@ def test_what_a_player_does_wrong_is_said_in_one_line(run, first, fault, monkeyp
     with pytest.raises(RewardError, match=FAULTS[fault]) as caught:
         iterate(run)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dialogue_that_is_cut_off_has_not_ended(run, first, monkeypatch):
+    """What it says at the cut is read, for the value of the state there."""
+    monkeypatch.setattr(Teller, "fault", "cut")
+    rollout, _, _ = iterate(run)
+    assert not rollout.ended_B.any() and set(rollout.measures["turns"]) <= {1.0, 2.0}
+    cut_B = rollout.measures["turns"] == 2
+    assert cut_B.any()
+    for ids_T, length in zip(rollout.response_ids_BT[cut_B], rollout.lengths_B[cut_B], strict=True):
+        assert bytes(ids_T[length - 3 : length].tolist()) == b"..."
+
+
+def test_all_calls_come_from_one_thread():
+    call = caller(ENV)
+    names = [call("make", "here", threading.get_ident) for _ in range(3)]
+    assert len(set(names)) == 1 and names[0] != threading.get_ident()
+    with pytest.raises(RewardError, match="step took more than 0.1 s on here"):
+        slow = caller(ENV._replace(timeout=0.1))
+        slow("step", "here", threading.Event().wait, 30)
+    assert slow("step", "here", lambda: 5) == 5
 
 
 @pytest.mark.parametrize(
@@ -194,4 +220,5 @@ def test_gymnasium_environments_are_players():
     player = made.make()
     assert (made.name, made.max_turns, made.max_action_tokens) == ("counter", 5, 8)
     assert player.reset(7, {}) == "[7]" and calls == [7]
-    assert player.step("a") == ("[1]", 0.5, False) and player.step("ab") == ("[2]", 0.5, True)
+    assert player.step("a") == ("[1]", 0.5, False, False)
+    assert player.step("ab") == ("[2]", 0.5, False, True)

@@ -20,15 +20,16 @@ class Player(Protocol):
         """The opening, for a row of the data; the same for the same seed."""
         ...
 
-    def step(self, action: str) -> tuple[str, float, bool]:
-        """(what it answers, reward, the episode is over)."""
+    def step(self, action: str) -> tuple[str, float, bool] | tuple[str, float, bool, bool]:
+        """(what it answers, reward, the episode is over[, it is cut off without being over])."""
         ...
 
 
 class HostEnv(NamedTuple):
     """An environment in Python. The compiled step is cut: each turn is a program of its own, whose
     prompt is the dialogue so far. Each row of a batch has a player, which goes on from iteration to
-    iteration and is reset at the start of each."""
+    iteration and is reset at the start of each. All of them are called in one thread, not the main
+    one."""
 
     name: str
     make: Callable[[], Player]
@@ -73,8 +74,7 @@ def gymnasium_env(
     max_turns: int = 32,
     timeout: float = 60.0,
 ) -> HostEnv:
-    """A Gymnasium environment, by the text of its observations and the action that a text is; an
-    episode that it truncates is over."""
+    """A Gymnasium environment, by the text of its observations and the action that a text is."""
 
     class Adapter:
         def __init__(self):
@@ -83,38 +83,59 @@ def gymnasium_env(
         def reset(self, seed: int, row: dict[str, Any]) -> str:
             return to_text(self.env.reset(seed=seed)[0])
 
-        def step(self, action: str) -> tuple[str, float, bool]:
+        def step(self, action: str) -> tuple[str, float, bool, bool]:
             seen, reward, terminated, truncated, _ = self.env.step(to_action(action))
-            return to_text(seen), float(reward), bool(terminated or truncated)
+            return to_text(seen), float(reward), bool(terminated), bool(truncated)
 
     return HostEnv(name, Adapter, max_action_tokens, max_turns, timeout)
 
 
-def call(environment: HostEnv, what: str, where: str, function: Callable, *arguments) -> Any:
-    """What the function returns. RewardError, in one line, if it raises or takes too long."""
+Call = Callable[..., Any]  # (what, where, function, *arguments) -> what the function returns
+
+
+def caller(environment: HostEnv) -> Call:
+    """Calls functions of an environment, all in the same thread, as a connection to a database or a
+    browser asks for. RewardError, in one line, if one raises or takes too long."""
+    asked, done = _start()
+
+    def call(what: str, where: str, function: Callable, *arguments) -> Any:
+        nonlocal asked, done
+        asked.put((function, arguments))
+        try:
+            fine, result = done.get(timeout=environment.timeout)
+        except queue.Empty:  # of that thread nothing is asked again
+            asked, done = _start()
+            raise RewardError(
+                f"environment {environment.name}: {what} took more than {environment.timeout:g} s "
+                f"on {where}"
+            ) from None
+        if not fine:
+            raise RewardError(
+                f"environment {environment.name}: {what} raised on {where}: "
+                f"{type(result).__name__}: {one_line(result)}"
+            ) from result
+        return result
+
+    return call
+
+
+def _start() -> tuple[queue.SimpleQueue, queue.SimpleQueue]:
+    """A thread that takes (function, arguments) of the one queue, and puts (whether it is one, the
+    result or the error) into the other."""
+    asked: queue.SimpleQueue = queue.SimpleQueue()
     done: queue.SimpleQueue = queue.SimpleQueue()
 
-    def run() -> None:
-        try:
-            done.put((True, function(*arguments)))
-        except (Exception, SystemExit) as error:
-            done.put((False, error))
+    def work() -> None:
+        while True:
+            function, arguments = asked.get()
+            try:
+                done.put((True, function(*arguments)))
+            except (Exception, SystemExit) as error:
+                done.put((False, error))
 
     # A thread that hangs must not keep the process from its end.
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        fine, result = done.get(timeout=environment.timeout)
-    except queue.Empty:
-        raise RewardError(
-            f"environment {environment.name}: {what} took more than {environment.timeout:g} s on "
-            f"{where}"
-        ) from None
-    if not fine:
-        raise RewardError(
-            f"environment {environment.name}: {what} raised on {where}: "
-            f"{type(result).__name__}: {one_line(result)}"
-        ) from result
-    return result
+    threading.Thread(target=work, daemon=True).start()
+    return asked, done
 
 
 def check_text(environment: HostEnv, what: str, where: str, text: Any) -> str:
@@ -123,16 +144,19 @@ def check_text(environment: HostEnv, what: str, where: str, text: Any) -> str:
     return text
 
 
-def check_answer(environment: HostEnv, where: str, answer: Any) -> tuple[str, float, bool]:
-    """(text, reward, done) of a step. RewardError for anything else."""
-    if not isinstance(answer, tuple) or len(answer) != 3:
-        raise _wrong(environment, "step", where, "a tuple (text, reward, done)", answer)
-    text, reward, done = answer
+def check_answer(environment: HostEnv, where: str, answer: Any) -> tuple[str, float, bool, bool]:
+    """(text, reward, done, truncated) of a step. RewardError for anything else."""
+    if not isinstance(answer, tuple) or len(answer) not in (3, 4):
+        wanted = "a tuple (text, reward, done[, truncated])"
+        raise _wrong(environment, "step", where, wanted, answer)
+    text, reward, *ends = answer
     check_text(environment, "step", where, text)
     number = check_number(environment, "step", where, "reward", reward)
-    if done is not True and done is not False and type(done).__name__ not in ("bool_", "bool"):
-        raise _wrong(environment, "step", where, "done as a bool", done)
-    return text, number, bool(done)
+    for name, end in zip(("done", "truncated"), ends, strict=False):
+        if end is not True and end is not False and type(end).__name__ not in ("bool_", "bool"):
+            raise _wrong(environment, "step", where, f"{name} as a bool", end)
+    done, truncated = map(bool, (*ends, False)[:2])
+    return text, number, done, truncated
 
 
 def check_measures(environment: HostEnv, where: str, found: Any) -> dict[str, float]:
