@@ -1,9 +1,12 @@
 """The data shipped with experiments: made by its generator, right, held out, and small."""
 
+import ast
 import importlib
 import json
+import operator
 import re
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -90,12 +93,28 @@ def test_every_sum_of_the_space_is_dealt_out_and_right():
     assert {(row["prompt"], row["response"]) for row in rows("arithmetic", "sft")} < practised
 
 
+OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv"}
+
+
+def value(text: str) -> Fraction:
+    """Of an expression, by Python's own parser."""
+
+    def of(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.BinOp):
+            apply = getattr(operator, OPERATORS[type(node.op)])
+            return apply(of(node.left), of(node.right))
+        assert isinstance(node, ast.Constant)
+        return Fraction(node.value)
+
+    return of(ast.parse(text, mode="eval").body)
+
+
 def test_countdown_solutions_reach_their_targets():
     for row in rows("countdown", "sft", "sft_eval"):
         *given, target = numbers(row["prompt"])
         text = row["response"]
         assert sorted(numbers(text)) == sorted(given)
-        assert eval(text, {}) == pytest.approx(target)  # ours, not a model's
+        assert value(text) == target
         assert countdown()([""], [text], numbers=[given], target=[target]) == [1.0]
     for row in rows("countdown", "ppo", "eval"):
         assert numbers(row["prompt"]) == [*row["numbers"], row["target"]]
@@ -112,8 +131,8 @@ def test_word_problems_are_worked_out_right():
         text = row.get("answer", row.get("response"))
         steps = re.findall(r"(\S+)=(\d+)", text)
         assert len(steps) == 2
-        for step, value in steps:
-            assert eval(step, {}) == int(value)
+        for step, result in steps:
+            assert value(step) == int(result)
         final = text.rpartition("#### ")[2]
         assert int(final) == int(steps[-1][1])
         assert final_answer()([""], [text], answer=[int(final)]) == [1.0]

@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -165,8 +164,9 @@ def test_every_task_of_the_mixture_is_rewarded():
         assert found[0] == (own[0] and measure([""], ["no"], reference=["x"])[0])
 
 
-def test_the_rule_of_the_dialogue():
-    world = runpy.run_path(str(EXPERIMENTS / "dialogue.py"))
+def test_the_rule_of_the_dialogue(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    world = importlib.import_module("dialogue")
     ask = lambda text: [{"role": "user", "content": text}]
     for prompt, response, score in (
         ("Hi! When do you open?", "At nine.", 0.75),
@@ -179,12 +179,12 @@ def test_the_rule_of_the_dialogue():
         ("When do you close?", "", 0.0),
         ("When do you close?", "Who cares " * 5, -0.25),
     ):
-        assert world["true_rule"](ask(prompt), response) == pytest.approx(score)
-    questions = [way for ways in world["FACTS"].values() for way in ways]
+        assert world.true_rule(ask(prompt), response) == pytest.approx(score)
+    questions = [way for ways in world.FACTS.values() for way in ways]
     assert len(set(questions)) == 36
     for name in PAIRS:
         for row in rows("dialogue", name):
-            chosen, rejected = (world["true_rule"](row["prompt"], row[x]) for x in list(row)[1:])
+            chosen, rejected = (world.true_rule(row["prompt"], row[x]) for x in list(row)[1:])
             assert chosen > rejected and list(row) == ["prompt", "chosen", "rejected"]
-    scores = [world["true_rule"](row["prompt"], row["response"]) for row in rows("dialogue", "sft")]
+    scores = [world.true_rule(row["prompt"], row["response"]) for row in rows("dialogue", "sft")]
     assert 0.4 < sum(scores) / len(scores) < 0.6

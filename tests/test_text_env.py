@@ -1,6 +1,6 @@
 """The text environment by Gymnasium's own checks and by hand; the policy by `ppo-jax score`."""
 
-import importlib.util
+import importlib
 import json
 import string
 import sys
@@ -13,7 +13,6 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from builders import trunk_params
-from ppo_jax import text_env
 from ppo_jax.arguments import ScoreArgs
 from ppo_jax.commands import score
 from ppo_jax.config import ModelConfig, replace
@@ -166,9 +165,9 @@ def test_characters_that_have_no_id():
 
 def test_a_missing_gymnasium_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    spec = importlib.util.spec_from_file_location("text_env_again", text_env.__file__)
+    monkeypatch.delitem(sys.modules, "ppo_jax.text_env")
     with pytest.raises(ConfigError, match=r"pip install 'ppo-jax\[gym\]'$"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        importlib.import_module("ppo_jax.text_env")
 
 
 @pytest.fixture(scope="module")

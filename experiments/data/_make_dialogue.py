@@ -9,14 +9,13 @@ file.
 
 import json
 import random
-import runpy
+import sys
 
 from _files import FOLDER, write
 from _rows import Row, disjoint
 
-WORLD = runpy.run_path(str(FOLDER.parent / "dialogue.py"))
-FACTS: dict[str, tuple[str, ...]] = WORLD["FACTS"]
-true_rule = WORLD["true_rule"]
+sys.path.append(str(FOLDER.parent))
+from dialogue import FACTS, true_rule  # noqa: E402  the experiment's own
 
 SIZES = {"sft": 400, "sft_eval": 200, "ppo": 600, "eval": 256, "pairs": 900, "pairs_eval": 300}
 GREETINGS = "Hi! |Hello! |Good day. |Excuse me. |Hey. |Good morning. |Sorry. ||".split("|")
