@@ -7,7 +7,6 @@ of `{role, content}` messages) and any other columns, which are handed to the re
 """
 
 import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 
 from ppo_jax.columns import TextColumn, check_texts, numeric_column, take_texts, text_column
 from ppo_jax.config import Config, DataOptions
-from ppo_jax.data_rows import Row, usable_row
+from ppo_jax.data_rows import Row, usable_row, warn_left_out
 from ppo_jax.errors import DataError
 from ppo_jax.jsonl import read_lines
 from ppo_jax.tokenizer import check_vocabulary
@@ -78,7 +77,7 @@ def load_dataset(
     if not data.lines:
         raise DataError(_why_empty(path, options, dropped, skipped, fault))
     if skipped:
-        print(f"ppo-jax: warning: rows left out: {skipped}, the first {fault}", file=sys.stderr)
+        warn_left_out(skipped, fault)
     arrays = {name: numeric_column(values) for name, values in data.columns.items()}
     numeric = {name: array for name, array in arrays.items() if array is not None}
     places = [f"{path}:{line}" for line in data.lines] if texts else []

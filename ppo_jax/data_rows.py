@@ -1,5 +1,6 @@
 """One row of a data file: its line parsed, its prompt and columns checked, its prompt tokenised."""
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,11 @@ def usable_row(raw: bytes, first: Row | None, tokenizer: Any, line: int, path: P
     if not ids:
         raise DataError(f"{where}: prompt has no tokens")
     return Row(line, prompt, ids, columns)
+
+
+def warn_left_out(count: int, first: object) -> None:
+    """What bad_rows="skip" has done, on stderr: one line, with the first row's fault."""
+    print(f"ppo-jax: warning: rows left out: {count}, the first {first}", file=sys.stderr)
 
 
 def _split(messages: Any, where: str) -> dict[str, Any]:

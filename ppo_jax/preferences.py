@@ -7,7 +7,6 @@ message of the assistant. Every fault is a DataError that reads `file:line: reas
 """
 
 import math
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from ppo_jax.config import Config, DataOptions
 from ppo_jax.data import Dataset, batch_rows, load_dataset, prompt_rows, take_rows
+from ppo_jax.data_rows import warn_left_out
 from ppo_jax.errors import DataError
 from ppo_jax.jsonl import json_type, shown
 from ppo_jax.responses import as_rollout
@@ -72,7 +72,7 @@ def load_preferences(
     if not kept:
         raise DataError(fault or f"{dataset.path}: no row fits rollout.max_new_tokens={room}")
     if skipped:
-        print(f"ppo-jax: warning: rows left out: {skipped}, the first {fault}", file=sys.stderr)
+        warn_left_out(skipped, fault)
     taken = take_rows(dataset, kept)
     added = {TARGET: targets} | ({REJECTED: [r[1] for r in responses]} if names == PAIR else {})
     return taken._replace(

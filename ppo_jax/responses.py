@@ -1,6 +1,5 @@
 """Given responses: their tokens, and batches of them in the form of a rollout."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from ppo_jax.config import DataOptions
 from ppo_jax.data import Dataset, take_rows
+from ppo_jax.data_rows import warn_left_out
 from ppo_jax.errors import DataError
 from ppo_jax.types import Prompts, Rollout
 
@@ -34,10 +34,7 @@ def response_ids(
             result.append([])
             faults.append(error)
     if faults:
-        print(
-            f"ppo-jax: warning: rows left out: {len(faults)}, the first {faults[0]}",
-            file=sys.stderr,
-        )
+        warn_left_out(len(faults), faults[0])
     return result
 
 
