@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from ppo_jax import faults, manifest, processes, storage
@@ -24,7 +26,7 @@ from ppo_jax.processes import is_writer
 from ppo_jax.removal import finish_removals, put_aside, remove
 from ppo_jax.restore import quiet_orbax
 from ppo_jax.text import one_line
-from ppo_jax.types import TrainState
+from ppo_jax.types import PyTree, TrainState
 
 
 @dataclasses.dataclass
@@ -37,6 +39,7 @@ class Saver:
     orbax: ocp.AsyncCheckpointer
     durable: int | None  # newest step on the disk
     finishing: threading.Thread | None = None
+    spare: PyTree = None  # memory of the copy that the last save has read, where it needed one
     error: StorageError | None = None  # of the save that ended last, until somebody asks
     seconds: float = 0.0  # that it took until it was on the disk
     number: int = 0  # of saves begun: what processes call the same save
@@ -132,7 +135,9 @@ def save(
         if processes.count() > 1:  # whose meetings have names of their own in each save
             saver.orbax = _orbax(saver.name)
         target = saver.path / str(step) / manifest.ITEM
-        saver.orbax.save(target, args=ocp.args.PyTreeSave(state), force=True)
+        still = _apart(state, saver.spare)
+        saver.spare = None if still is state else still
+        saver.orbax.save(target, args=ocp.args.PyTreeSave(still), force=True)
     except Exception as error:
         failure = _not_saved(saver, step, error)
         raise (failure if processes.count() == 1 else TornError(str(failure))) from error
@@ -140,6 +145,25 @@ def save(
     work = threading.Thread(target=_finish, args=(saver, step, facts, began), name=f"save {step}")
     saver.finishing = work
     work.start()
+
+
+def _apart(tree: PyTree, spare: PyTree) -> PyTree:
+    """The arrays in memory that no step is given: a copy on the CPU, elsewhere `tree` itself.
+
+    Orbax reads the CPU's arrays where they lie, and a step to which they are donated meanwhile
+    would wait until it has written them. From a chip it has copied them before it returns.
+    `spare`, a copy that nobody reads any longer, is donated: its memory is used again.
+    """
+    devices = {device for x in jax.tree.leaves(tree) for device in x.sharding.device_set}
+    if any(device.platform != "cpu" for device in devices):
+        return tree
+    return _copy(tree) if spare is None else _copy_into(tree, spare)
+
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+_copy_into = jax.jit(
+    lambda tree, spare: jax.tree.map(jnp.copy, tree), donate_argnames="spare", keep_unused=True
+)
 
 
 def _begin(saver: Saver, step: int) -> bool:

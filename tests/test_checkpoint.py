@@ -117,6 +117,20 @@ def test_round_trip(tmp_path, critic, ref):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
 
 
+def test_what_is_written_is_no_step_s_memory_and_the_same_in_each_save(tmp_path):
+    """A donated array that Orbax still reads would hold the step up until it is on the disk."""
+    state = make_state(width=4096)
+    where = lambda tree: {x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree.params)}
+    with open_saver(tmp_path, keep=1) as saver:
+        save(saver, 1, state)
+        first = where(saver.spare)
+        assert first.isdisjoint(where(state))
+        state = donating_step(state)
+        save(saver, 2, state)
+        assert where(saver.spare) == first
+    assert_same(restore(tmp_path, 2, abstract_like(state)), state)
+
+
 def test_a_relative_path_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     state, path = make_state(), Path("ck")
