@@ -39,6 +39,8 @@ class Dataset(NamedTuple):
     skipped: int = 0  # rows left out by bad_rows="skip"
     texts: dict[str, TextColumn] = {}  # those that rewards on the device read
     response_ids: list[list[int]] | None = None  # of given responses, where they are trained on
+    rejected_ids: list[list[int]] | None = None  # of pairs: of the responses that lost
+    targets_N: np.ndarray | None = None  # of preferences: margins or scores, float32
 
 
 def load_dataset(
@@ -119,6 +121,7 @@ def first_rows(dataset: Dataset, count: int | None) -> Dataset:
 def take_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     """These rows of a data set, in this order."""
     take = lambda values: [values[row] for row in rows]
+    taken = lambda values: None if values is None else take(values)
     index = np.asarray(rows, np.int32)
     return dataset._replace(
         prompts=take(dataset.prompts),
@@ -130,7 +133,9 @@ def take_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
             name: column._replace(ids=take(column.ids), raw=take(column.raw))
             for name, column in dataset.texts.items()
         },
-        response_ids=None if dataset.response_ids is None else take(dataset.response_ids),
+        response_ids=taken(dataset.response_ids),
+        rejected_ids=taken(dataset.rejected_ids),
+        targets_N=None if dataset.targets_N is None else dataset.targets_N[index],
     )
 
 

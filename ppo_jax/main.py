@@ -1,27 +1,31 @@
 """The command line: flags to a checked configuration, errors to one line and an exit code."""
 
 import contextlib
-import dataclasses
 import difflib
 import functools
 import os
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
 
 from ppo_jax import __version__, arguments, processes
 from ppo_jax.errors import ConfigError, PPOJaxError, Preempted
+from ppo_jax.flags import (
+    STAGES,
+    check,
+    first_experiment,
+    listed,
+    parse,
+    parse_config,
+    read_config,
+    stage,
+)
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
 from ppo_jax.usage import BENCH_USAGE, PIPELINE_USAGE, TRAIN_USAGE, USAGE
 from ppo_jax.xla_flags import set_flags
 
-# Command -> what of an experiment file it trains.
-STAGES = {"train": "BASE", "sft": "SFT", "reward-model": "REWARD_MODEL"}
-
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
 # after its flags have been read.
-Parsed = TypeVar("Parsed")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,14 +91,14 @@ def _run(command: str, words: list[str]) -> None:
         defines = ", ".join(dict.fromkeys(("BASE", "REWARD", base)))
         names = {"command": command, "base": base, "defines": defines}
         example = "tiny" if command == "train" else "arithmetic"
-        print(TRAIN_USAGE.format(**names, example=example, experiments=_listed()), end="")
+        print(TRAIN_USAGE.format(**names, example=example, experiments=listed()), end="")
         return
     preemption = Preemption()
     with watch(preemption):  # what follows takes seconds to import
-        experiment = _stage(_first_experiment(command, words), base)
+        experiment = stage(first_experiment(command, words), base)
         args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
         own, rest = arguments.take_values(arguments.ProcessArgs, rest)
-        _check(own)
+        check(own)
         processes.check(own)
         config = parse_config(f"{command} {words[0]}", rest, experiment)
         from ppo_jax.validate import check_config
@@ -105,23 +109,6 @@ def _run(command: str, words: list[str]) -> None:
             from ppo_jax.train import train
 
             train(config, experiment, args, preemption, _kind(command))
-
-
-def _stage(experiment, base: str):
-    """The experiment with that one of its configs as its BASE."""
-    configs = {"SFT": experiment.sft, "REWARD_MODEL": experiment.reward_model}
-    config = {"BASE": experiment.base, **configs}[base]
-    if config is None:
-        raise ConfigError(f"{experiment.path}: {base} is missing; expected {base} = a Config")
-    if config.model.trust_remote_code:
-        raise ConfigError(
-            f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own code "
-            "is asked for on the command line alone: --model.trust_remote_code True"
-        )
-    if base != "BASE" and config.run.cell == type(config.run)().cell:  # PPO has that one
-        cell = next(command for command, of in STAGES.items() if of == base)
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, cell=cell))
-    return experiment._replace(base=config)
 
 
 def _kind(command: str):
@@ -144,18 +131,33 @@ def _pipeline(words: list[str]) -> int:
         return 0
     from ppo_jax.pipeline import commands_of, run_pipeline
 
-    return run_pipeline(commands_of(_first_experiment("pipeline", words), words))
+    experiment = first_experiment("pipeline", words)
+    commands = commands_of(experiment, words)
+    for command, _, *flags in commands:  # a typo of the last stage's is not found hours later
+        _check_flags(command, experiment, flags)
+    return run_pipeline(commands)
+
+
+def _check_flags(command: str, experiment, words: list[str]) -> None:
+    """Whether they are flags of that stage, with values that it takes."""
+    from ppo_jax.validate import check_config
+
+    if command == "eval":
+        own, rest = arguments.split_words(words)
+        check(parse(arguments.EvalArgs, command, _greedy(own)))
+    else:
+        _, rest = arguments.take_switches(arguments.TrainArgs, words)
+    name = f"{command} {experiment.name}"
+    check_config(read_config(name, rest, stage(experiment, STAGES.get(command, "BASE"))))
 
 
 def _eval(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
-        _parse(arguments.EvalArgs, "eval EXPERIMENT", ["--help"])
-    experiment = _stage(_first_experiment("eval", words), "BASE")
+        parse(arguments.EvalArgs, "eval EXPERIMENT", ["--help"])
+    experiment = stage(first_experiment("eval", words), "BASE")
     own, rest = arguments.split_words(words[1:])
-    if "--temperature" in own:
-        own = ["0" if word == "greedy" else word for word in own]
-    args = _parse(arguments.EvalArgs, f"eval {words[0]}", own)
-    _check(args)
+    args = parse(arguments.EvalArgs, f"eval {words[0]}", _greedy(own))
+    check(args)
     config = parse_config(f"eval {words[0]}", rest, experiment)
     from ppo_jax.validate import check_config
 
@@ -165,13 +167,19 @@ def _eval(words: list[str]) -> None:
     run_eval(experiment, config, args)
 
 
+def _greedy(words: list[str]) -> list[str]:
+    """With the number that `--temperature greedy` stands for."""
+    asked = "--temperature" in words
+    return ["0" if asked and word == "greedy" else word for word in words]
+
+
 def _plan(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
-        _parse(arguments.PlanArgs, "plan EXPERIMENT", ["--help"])
-    experiment = _first_experiment("plan", words)
+        parse(arguments.PlanArgs, "plan EXPERIMENT", ["--help"])
+    experiment = first_experiment("plan", words)
     own, rest = arguments.split_words(words[1:])
-    args = _parse(arguments.PlanArgs, f"plan {words[0]}", own)
-    _check(args)
+    args = parse(arguments.PlanArgs, f"plan {words[0]}", own)
+    check(args)
     config = parse_config(f"plan {words[0]}", rest, experiment)
     from ppo_jax.workload import check_workload
 
@@ -185,13 +193,13 @@ def _bench(words: list[str]) -> None:
     from ppo_jax.experiment import WORKLOADS, load_experiment
 
     if words and words[0] in ("-h", "--help"):
-        print(BENCH_USAGE.format(workloads=_listed(WORKLOADS)), end="")
+        print(BENCH_USAGE.format(workloads=listed(WORKLOADS)), end="")
         return
     count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:count], words[count:]
     own, rest = arguments.split_words(flags)
-    args = _parse(arguments.BenchArgs, "bench", own)
-    _check(args)
+    args = parse(arguments.BenchArgs, "bench", own)
+    check(args)
     from ppo_jax.workload import check_workload
 
     if not names:
@@ -209,89 +217,24 @@ def _bench(words: list[str]) -> None:
     bench(asked, args, flags)
 
 
-def _first_experiment(command: str, words: list[str]):
-    """The experiment that the command's first word names."""
-    from ppo_jax.experiment import list_experiments, load_experiment
-
-    if not words or words[0].startswith("-"):
-        names = ", ".join(list_experiments()) or "none found"
-        got = f", not {words[0]}" if words else ""
-        raise ConfigError(
-            f"{command}: the experiment comes first{got}: ppo-jax {command} EXPERIMENT "
-            f"[--section.key VALUE ...] (experiments: {names})"
-        )
-    return load_experiment(words[0])
-
-
-def _listed(folder: str = "experiments") -> str:
-    """A line an experiment in `folder`: its name, and what it is."""
-    from ppo_jax.experiment import list_experiments, summary
-
-    lines = (f"  {name:<16} {summary(path)}" for name, path in list_experiments(folder).items())
-    return "\n".join(lines) or "  (none found)"
-
-
 def _generate(words: list[str]) -> None:
-    args = _parse(arguments.GenerateArgs, "generate", words)
-    _check(args)
+    args = parse(arguments.GenerateArgs, "generate", words)
+    check(args)
     from ppo_jax import commands
 
     commands.generate(args)
 
 
 def _score(words: list[str]) -> None:
-    args = _parse(arguments.ScoreArgs, "score", words)
-    _check(args)
+    args = parse(arguments.ScoreArgs, "score", words)
+    check(args)
     from ppo_jax import commands
 
     commands.score(args)
 
 
 def _export(words: list[str]) -> None:
-    args = _parse(arguments.ExportArgs, "export", words)
+    args = parse(arguments.ExportArgs, "export", words)
     from ppo_jax import commands
 
     commands.export(args)
-
-
-def _parse(cls: type[Parsed], command: str, words: list[str], **options) -> Parsed:
-    """Flags to a dataclass; a flag that is unknown or of the wrong type raises SystemExit(2)."""
-    import tyro
-
-    return tyro.cli(
-        cls,
-        prog=f"ppo-jax {command}",
-        args=words,
-        # Bools are written out, as in a sweep; a None stays a value, not a subcommand.
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-        use_underscores=True,
-        **options,
-    )
-
-
-def parse_config(command: str, words: list[str], experiment):
-    """The experiment's BASE with the flags' values in it."""
-    base = experiment.base
-    config = _parse(type(base), command, words, default=base, description=experiment.doc)
-    if base.model.path is None and config.model.path is not None:
-        # The file's shape is that of its random model; another one brings its own.
-        if config.model.shape == base.model.shape:
-            model = dataclasses.replace(config.model, shape=type(base.model.shape)())
-            config = dataclasses.replace(config, model=model)
-    paths = {key: getattr(config.model, key) for key in ("path", "critic_path")}
-    if not any(path is not None and path.startswith("@") for path in paths.values()):
-        return config
-    from ppo_jax.config import replace
-    from ppo_jax.stages import resolve
-
-    found = {key: resolve(path, config, experiment.name) for key, path in paths.items()}
-    return replace(config, **{f"model.{key}": path for key, path in found.items()})
-
-
-def _check(args) -> None:
-    """ConfigError on an argument outside its range."""
-    from ppo_jax.ranges import check_ranges
-
-    check_ranges(
-        args, {key: arguments.RANGES[key] for key in vars(args) if key in arguments.RANGES}
-    )

@@ -22,7 +22,6 @@ from ppo_jax.tokenizer import check_vocabulary
 from ppo_jax.types import Array, Rollout
 
 PAIR, SCORED = ("chosen", "rejected"), ("response",)
-REJECTED, TARGET = "rejected_ids", "target"  # columns that are added to the data set
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -38,8 +37,8 @@ def load_preferences(
     options: DataOptions, tokenizer: Any, *, vocab_size: int, eos: int | None, room: int
 ) -> Dataset:
     """Read, check and tokenise `options.path`: a data set whose `response_ids` are the chosen or
-    the scored responses, with the columns `rejected_ids`, of pairs alone, and `target`, numeric:
-    the margins, or the scores.
+    the scored responses, with `rejected_ids`, of pairs alone, and `targets_N`: the margins, or the
+    scores.
 
     A response gets `eos` at its end, and has at most `room` tokens with it: of a longer one
     `options.overlong` decides as of prompts; one that is cut does not end. With bad_rows="skip"
@@ -74,20 +73,19 @@ def load_preferences(
     if skipped:
         warn_left_out(skipped, fault)
     taken = take_rows(dataset, kept)
-    added = {TARGET: targets} | ({REJECTED: [r[1] for r in responses]} if names == PAIR else {})
     return taken._replace(
         dropped=dataset.dropped + len(dataset.lines) - len(kept) - skipped,
         truncated=dataset.truncated + cut,
         skipped=dataset.skipped + skipped,
         response_ids=[r[0] for r in responses],
-        columns=taken.columns | added,
-        numeric=taken.numeric | {TARGET: np.array(targets, np.float32)},
+        rejected_ids=[r[1] for r in responses] if names == PAIR else None,
+        targets_N=np.array(targets, np.float32),
     )
 
 
 def responses_each(dataset: Dataset) -> int:
     """Responses of a row: 2 of a pair, else 1."""
-    return 2 if REJECTED in dataset.columns else 1
+    return 1 if dataset.rejected_ids is None else 2
 
 
 def response_width(dataset: Dataset) -> int:
@@ -122,14 +120,15 @@ def rated_rows(
     responses = [ids for row in rows_N.tolist() for ids in _responses(dataset, row)]
     rollout = as_rollout(prompts, responses, widths[1])
     together = jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), rollout)
-    numbers: Any = dataset.numeric[TARGET][rows_N], real_N.astype(np.float32)
+    assert dataset.targets_N is not None
+    numbers: Any = dataset.targets_N[rows_N], real_N.astype(np.float32)
     return Rated(together, *numbers)
 
 
 def _responses(dataset: Dataset, row: int) -> list[list[int]]:
     assert dataset.response_ids is not None
-    more = [dataset.columns[REJECTED][row]] if REJECTED in dataset.columns else []
-    return [dataset.response_ids[row], *more]
+    lost = dataset.rejected_ids
+    return [dataset.response_ids[row], *([] if lost is None else [lost[row]])]
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:

@@ -199,7 +199,8 @@ def _judge(run: Run) -> Judge:
     scores_of = program(Built({}, {}), "held_out", scored, replicated(mesh))
     count, each, widths = len(held_out.lines), responses_each(held_out), _widths(run)
     size = run.config.rollout.batch_size // each
-    targets_N = held_out.numeric["target"]
+    targets_N = held_out.targets_N
+    assert targets_N is not None
 
     def judge(state: TrainState, frozen: PyTree) -> dict[str, float]:
         """What the scores of the held-out rows are worth, and their mean and deviation."""

@@ -84,7 +84,7 @@ def test_the_device_is_the_workloads_own_unless_named():
 
 def test_both_critics_of_g1_are_a_flag_apart():
     from ppo_jax.experiment import load_experiment
-    from ppo_jax.main import parse_config
+    from ppo_jax.flags import parse_config
 
     experiment = load_experiment(PEERS.parent / "g1.py")
     critic = lambda *words: parse_config("g1", list(words), experiment).model.critic

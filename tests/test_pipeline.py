@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ppo_jax import main
+from ppo_jax import flags
 from ppo_jax.config import Config, ModelConfig, replace
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
+from ppo_jax.main import main
 from ppo_jax.pipeline import commands_of, stages_of
 from ppo_jax.validate import check_config
 
@@ -111,19 +112,46 @@ def test_a_signal_reaches_the_stage_whose_code_is_the_pipeline_s(tmp_path):
 def test_another_model_brings_its_own_shape():
     random = replace(Config(), **{"model.path": None, "model.shape.embed_dim": 128})
     mine = ALL._replace(base=random, doc="")
-    other = main.parse_config("sft x", ["--model.path", "smollm2-135m"], mine)
+    other = flags.parse_config("sft x", ["--model.path", "smollm2-135m"], mine)
     assert other.model.shape == ModelConfig()
     check_config(other)
-    assert main.parse_config("sft x", [], mine).model.shape.embed_dim == 128
+    assert flags.parse_config("sft x", [], mine).model.shape.embed_dim == 128
     asked = ["--model.path", "smollm2-135m", "--model.shape.embed_dim", "64"]
     with pytest.raises(ConfigError, match="shape.num_layers=3: read only without a model.path"):
         deeper = replace(random, **{"model.shape.num_layers": 3})
-        check_config(main.parse_config("sft x", asked, mine._replace(base=deeper)))
+        check_config(flags.parse_config("sft x", asked, mine._replace(base=deeper)))
 
 
 def test_a_stage_has_a_folder_of_its_own():
-    assert main._stage(ALL, "BASE").base.run.cell == "base"
-    assert main._stage(ALL, "SFT").base.run.cell == "sft"
-    assert main._stage(ALL, "REWARD_MODEL").base.run.cell == "reward-model"
+    assert flags.stage(ALL, "BASE").base.run.cell == "base"
+    assert flags.stage(ALL, "SFT").base.run.cell == "sft"
+    assert flags.stage(ALL, "REWARD_MODEL").base.run.cell == "reward-model"
     named = ALL._replace(sft=replace(Config(), **{"run.cell": "mine"}))
-    assert main._stage(named, "SFT").base.run.cell == "mine"
+    assert flags.stage(named, "SFT").base.run.cell == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--hparams.kl_coeff 0.1",
+        "--ppo.epochs 0",
+        "--reward-model.run.iterations many",
+        "--eval.samples 0",
+    ],
+)
+def test_a_wrong_flag_of_any_stage_is_found_before_the_first_begins(monkeypatch, words):
+    begun = []
+    monkeypatch.setattr("ppo_jax.pipeline.run_pipeline", begun.append)
+    try:
+        code = main(["pipeline", "dialogue", *words.split()])
+    except SystemExit as error:  # tyro's own
+        code = error.code
+    assert (code, begun) == (2, [])
+
+
+def test_flags_of_all_stages_are_taken(monkeypatch):
+    begun = []
+    monkeypatch.setattr("ppo_jax.pipeline.run_pipeline", lambda commands: begun.append(commands))
+    words = "--run.seed 3 --sft.optim.eps 1e-8 --eval.temperature greedy --strict_resume"
+    assert main(["pipeline", "dialogue", *words.split()]) == 0
+    assert [command[0] for command in begun[0]] == ["sft", "reward-model", "train", "eval"]

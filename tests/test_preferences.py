@@ -81,7 +81,7 @@ def test_messages_and_a_text_that_has_its_eos(tmp_path):
     dataset = load(tmp_path, [row], tokenizer=tokenizer)
     assert bytes(dataset.prompt_ids[0]) == b"[hi]>"
     assert dataset.response_ids == [[*b"ho", EOS]]
-    assert dataset.columns["rejected_ids"] == [[*b"no", EOS]]
+    assert dataset.rejected_ids == [[*b"no", EOS]]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,6 @@ def test_rows_that_are_left_out_or_cut(tmp_path, capsys):
     cut = load(tmp_path, rows, bad_rows="skip", overlong="truncate")
     assert (cut.lines, cut.truncated, cut.dropped) == ([1, 3], 1, 1)
     assert cut.response_ids == [[*b"good", EOS], [*b"012345678"]]  # cut: it does not end
-    assert first_rows(cut, 1).columns["rejected_ids"] == [[*b"bad", EOS]]
+    assert first_rows(cut, 1).rejected_ids == [[*b"bad", EOS]]
     with pytest.raises(DataError, match=":1: chosen and rejected are the same"):
         load(tmp_path, rows[1:2], bad_rows="skip")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ppo_jax.experiment import load_experiment
-from ppo_jax.main import parse_config
+from ppo_jax.flags import parse_config
 from tpu_cloud import LAUNCH, NAMES, ROOT, Cloud, git, make_repository, needs_programs
 
 pytestmark = needs_programs
