@@ -60,7 +60,7 @@ class PPOTextEnv(gymnasium.Env):
     which the first `vocab_size` (100, unless given) are there. `reward` is any reward that an
     experiment may name, on the device or the host, or a weighted list; the token that ended the
     text is its stop token. None: 1 for a text that ends with `stop` or reaches `max_steps`, so 0
-    only after an EOS: with a discount, the sooner the better.
+    only after an EOS before that: with a discount, the sooner the better.
 
     `prompts` is a data file, of whose rows one is drawn for each episode by the environment's own
     seed; None: texts begin from nothing. `reset(options={"prompt": ..., **columns})` sets a prompt

@@ -17,7 +17,7 @@ from ppo_jax.rewards.arithmetic import evaluate
 NUMBERS, TARGETS = range(1, 11), range(1, 100)
 PLAIN, SHAPES = "{0}{3}{1}{4}{2}", ("({0}{3}{1}){4}{2}", "{0}{3}({1}{4}{2})")
 SFT_ROWS = 600
-SIZES = {"eval": 300, "sft_eval": 150}  # problems; the rest are PPO's
+SIZES = {"eval": 300, "sft_eval": 200}  # problems; the rest are PPO's
 
 Problem = tuple[tuple[int, ...], int, list[str]]  # sorted numbers, target, solutions
 

@@ -46,7 +46,7 @@ MEETINGS = [
     "In {place} {person} sells {food}.",
     "{person} brought {food} from {place}.",
 ]
-SIZES = {"eval": 100, "sft_eval": 40, "sft": 60, "ppo": 600}  # sentences of each task
+SIZES = {"eval": 100, "sft_eval": 70, "sft": 60, "ppo": 600}  # sentences of each task
 
 Row = tuple[str, str, str]  # task, prompt, label
 

@@ -13,7 +13,7 @@ import random
 from _files import write
 from _rows import Row, disjoint
 
-SIZES = {"sft": 400, "sft_eval": 100, "ppo": 700, "eval": 256}
+SIZES = {"sft": 400, "sft_eval": 200, "ppo": 620, "eval": 256}
 WORDS = range(3, 11)  # that may be asked for
 THINGS = """rain ship river road house garden dog moon train tower boat bird song wind lamp horse
 bell tree king door cat snow ball clock fire hill lake book cloud coat""".split()
