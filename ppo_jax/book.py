@@ -15,7 +15,7 @@ from ppo_jax import checkpoint, console, processes
 from ppo_jax.agreement import Votes, on_first
 from ppo_jax.alarms import Alarms
 from ppo_jax.errors import ConfigError, NumericalError, StorageError
-from ppo_jax.evaluation import EVAL, EVAL_SECONDS, best_is_judged, is_judged
+from ppo_jax.evaluation import DIVERSITY, EVAL, EVAL_SECONDS, best_is_judged, is_judged
 from ppo_jax.metrics import MetricsLog, throughput, to_host
 from ppo_jax.offload import fetched
 from ppo_jax.preemption import Preemption
@@ -277,6 +277,7 @@ def _note_best(book: Book, metrics: dict[str, float]) -> None:
         return
     name = asked.removeprefix("-")
     later = book.best_seen or (name.startswith(EVAL) and EVAL_SECONDS not in metrics)
+    later = later or name in DIVERSITY  # which responses of this evaluation need not have
     if name not in metrics and later:  # not one of every iteration
         return
     if name not in metrics:

@@ -3,6 +3,7 @@
 A run's own evaluations go into its log as `eval/...`; `ppo-jax eval` tells more of a model.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, cast
 
@@ -20,6 +21,7 @@ from ppo_jax.processes import is_writer
 from ppo_jax.programs import call_rewards
 from ppo_jax.quality import PerPrompt
 from ppo_jax.reward import Scores, combine_scores
+from ppo_jax.rewards.base import ROWS
 from ppo_jax.sharding import put_batch, put_replicated
 from ppo_jax.tokenizer import decode
 from ppo_jax.types import Array, Prompts, PyTree, Rollout, TrainState
@@ -28,6 +30,7 @@ EVAL_KEY = 2**31 - 6  # folded in for held-out prompts: no iteration has this nu
 EVAL = "eval/"  # before the name of a held-out metric, in the log
 EVAL_SECONDS = "time/eval"  # metric that every line with such ones has
 WORDS = (1, 2, 3)  # n of distinct-n
+DIVERSITY = tuple(f"{EVAL}distinct_{n}" for n in WORDS)  # of which responses may have none
 
 # (prompts on the devices, key) -> (rollout, raw device scores, `evaluate.response_logprobs`)
 Ask = Callable[[Prompts, Array], tuple[Rollout, dict[str, Array], dict[str, Array]]]
@@ -84,9 +87,12 @@ def make_judge(run: Run) -> Callable[[TrainState, PyTree], dict[str, float]]:
 
 
 def metrics(answers: Answers) -> dict[str, float]:
-    """`eval/...` metrics, for the log."""
+    """`eval/...` metrics, for the log. What these responses do not have is left out: n-grams where
+    none is as long, and a reward of some rows alone where it is of none of these."""
     found = {name: quality.value(number) for name, number in numbers(answers).items()}
-    found |= {f"distinct_{n}": quality.distinct(answers.written, n) for n in WORDS}
+    found = {name: x for name, x in found.items() if found.get(name + ROWS) != 0}
+    spread = {f"distinct_{n}": quality.distinct(answers.written, n) for n in WORDS}
+    found |= {name: x for name, x in spread.items() if not math.isnan(x)}
     found["unscored"] = float(np.sum(~np.isfinite(answers.scores_N)))
     return {EVAL + name: x for name, x in found.items()}
 

@@ -167,8 +167,9 @@ def self_bleu(texts: list[str], *, limit: int = SELF_BLEU_TEXTS, seed: int = 0) 
     """Self-BLEU, 0 (all differ) to 1 (all alike): mean BLEU of a text with the others as its
     references (Zhu et al. 2018, arXiv 1802.01886; sacrebleu's sentence BLEU of up to 4-grams).
 
-    Of `limit` texts drawn by the seed, since it rises with their number; NaN for fewer than two.
-    Raises ConfigError where sacrebleu is not installed.
+    Of `limit` texts drawn by the seed, since it rises with their number. Texts without a word have
+    none, and are no references; NaN where fewer than two others are left. Raises ConfigError where
+    sacrebleu is not installed.
     """
     try:
         from sacrebleu.metrics.bleu import BLEU  # pyright: ignore
@@ -177,7 +178,7 @@ def self_bleu(texts: list[str], *, limit: int = SELF_BLEU_TEXTS, seed: int = 0) 
             "self-BLEU needs the package sacrebleu: pip install 'ppo_jax[rewards]'"
         ) from None
     drawn = sorted(np.random.default_rng(seed).permutation(len(texts))[:limit].tolist())
-    some: list[str] = [texts[i] for i in drawn]
+    some: list[str] = [texts[i] for i in drawn if texts[i].split()]
     if len(some) < 2:
         return math.nan
     metric = BLEU(effective_order=True)

@@ -1,6 +1,5 @@
 """`ppo-jax eval`: what it writes is what the responses say, by independent models and sums."""
 
-import io
 import json
 import math
 from pathlib import Path
@@ -8,16 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from decoder_oracle import slow_hidden, slow_logits
 from ppo_jax.arguments import EvalArgs
 from ppo_jax.config import ModelConfig
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError
-from ppo_jax.eval_report import compare, describe, show
 from ppo_jax.eval_run import run_eval
-from ppo_jax.evaluation import Answers
 from ppo_jax.experiment import all_parts, load_experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
@@ -258,36 +254,3 @@ def test_an_environment_in_python_is_refused(files):
     played = mine._replace(environment=HostEnv("shop", list, 1, 1))
     with pytest.raises(ConfigError, match="ENVIRONMENT: .* shop is ordinary Python"):
         run_eval(played, mine.base, EvalArgs())
-
-
-def answers(scores_PK, texts=None, verdicts_PK=None):
-    flat = lambda x_PK: None if x_PK is None else np.asarray(x_PK, np.float32).reshape(-1)
-    scores_N, ones_N = flat(scores_PK), np.ones(np.size(scores_PK))
-    names = ("logprob", "ref_logprob", "entropy", "ref_plain", "tokens")
-    texts = texts or ["a"] * scores_N.size
-    ids = [[1]] * scores_N.size
-    return Answers(np.shape(scores_PK)[1], texts, texts, ids, ones_N > 0, scores_N,
-                   flat(verdicts_PK), {}, dict.fromkeys(names, ones_N))  # fmt: skip
-
-
-def test_a_response_without_a_score_is_counted_and_left_out():
-    told = {"seed": 0, "greedy": False, "threshold": None}
-    found = describe(answers([[1.0, math.nan], [math.nan, math.nan], [0.0, 0.0]]), **told)
-    assert found["unscored"]["value"] == 3 and found["scores"]["value"] == 0.5
-    assert found["scores"]["n"] == 2 and found["pass@1"]["n"] == 2 and found["pass@2"]["n"] == 1
-    plain = describe(answers([[0.5], [0.7]]), **told)
-    assert not any(name.startswith("pass@") for name in plain) and "best_of_1" not in plain
-    assert describe(answers([[0.5], [0.7]]), **told | {"threshold": 0.6})["pass@1"]["value"] == 0.5
-    assert compare(answers([[1.0], [2.0]]), answers([[0.0], [2.0]]))["value"] == 0.75
-
-
-def test_text_of_a_model_is_shown_literally():
-    nasty = "[bold]x[/bold] \x1b[31mred \u202e"
-    report = {"experiment": nasty, "data": {"path": nasty}, "wins": None}
-    report["metrics"] = {"model": {nasty: {"value": 0.5, "ci95": [0.25, 0.75]}}}
-    shown = Console(file=io.StringIO(), width=200, _environ={})
-    row = {"of": "model", "sample": 0, "prompt": nasty, "response": nasty, "score": None}
-    show(report, [row, row | {"sample": 1}], count=2, console=shown)
-    text = shown.file.getvalue()
-    assert text.count("[bold]x[/bold] \\x1b[31mred \\u202e") == 5 and "\x1b[31m" not in text
-    assert "0.5 [0.25, 0.75]" in text

@@ -15,7 +15,7 @@ from ppo_jax import book as books
 from ppo_jax import manifest
 from ppo_jax.config import replace
 from ppo_jax.errors import ConfigError, RewardError
-from ppo_jax.evaluation import EVAL, make_judge
+from ppo_jax.evaluation import DIVERSITY, EVAL, Answers, make_judge, metrics
 from ppo_jax.experiment import Experiment
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import open_run_of, prepare, read_dataset
@@ -84,8 +84,8 @@ def test_lines_of_evaluated_states_have_the_held_out_metrics(straight):
     found = evaluated(folder)
     assert list(found) == [2, 4, 6]
     names = "scores ascii_share ascii_text/share ascii_text/zero kl entropy ref_perplexity ended "
-    names += "length_mean distinct_1 distinct_2 distinct_3 unscored"
-    assert all(set(row) == {EVAL + name for name in names.split()} for row in found.values())
+    names = {EVAL + name for name in (names + "length_mean unscored").split()}
+    assert all(set(row) - set(DIVERSITY) == names for row in found.values())
     assert all(row["eval/unscored"] == 0 and row["eval/entropy"] > 0 for row in found.values())
     assert all("time/eval" in row for row in read_metrics(folder.metrics)[1::2])
     calls = [call for call in seen if call[0][0] in ("xyz", "yz", "z")]
@@ -94,6 +94,8 @@ def test_lines_of_evaluated_states_have_the_held_out_metrics(straight):
     for number, row in enumerate(found.values()):
         prompts, texts, boosts = (sum(x, []) for x in zip(*calls[2 * number :][:2], strict=True))
         assert (prompts, boosts) == ([row["prompt"] for row in HELD], BOOSTS)
+        longest = max(len(text.split()) for text in texts)
+        assert {name for name in row if name in DIVERSITY} == set(DIVERSITY[:longest])
         shares = [
             boost**2 * sum(map(str.isascii, text)) / T
             for boost, text in zip(boosts, texts, strict=True)
@@ -165,6 +167,49 @@ def test_a_name_that_no_evaluation_has_is_said_at_the_first(files):
     books._note_best(book, {"objective/scores": 1.0})
     with pytest.raises(ConfigError, match="run.keep_best=-eval/score: .* valid: eval/scores"):
         books._note_best(book, {"objective/scores": 1.0, BEST: 2.0, "time/eval": 1.0})
+
+
+def answers(texts, **parts):
+    """One answer to each of some prompts; all sums are 1."""
+    ones_N = np.ones(len(texts))
+    sums = dict.fromkeys(("logprob", "ref_logprob", "entropy", "ref_plain", "tokens"), ones_N)
+    ids = [[1]] * len(texts)
+    return Answers(1, texts, texts, ids, ones_N > 0, ones_N, None, parts, sums)
+
+
+@pytest.mark.parametrize(
+    "texts, known",
+    [
+        (["a b a b"], {"distinct_1": 2 / 4, "distinct_2": 2 / 3, "distinct_3": 2 / 2}),
+        (["so so", "so"], {"distinct_1": 1 / 3, "distinct_2": 1 / 1}),
+        (["yes", "no", ""], {"distinct_1": 2 / 2}),
+        (["", "  "], {}),
+    ],
+)
+def test_a_measure_that_responses_are_too_short_for_is_left_out(texts, known):
+    found = metrics(answers(texts))
+    assert {name: x for name, x in found.items() if "distinct" in name} == {
+        EVAL + name: x for name, x in known.items()
+    }
+    assert found["eval/scores"] == 1.0 and found["eval/unscored"] == 0.0
+    assert all(np.isfinite(x) for x in found.values())
+
+
+def test_a_task_without_a_held_out_row_is_left_out():
+    rows = {"qa.rows": np.zeros(2), "sum.rows": np.array([1.0, 0.0])}
+    found = metrics(answers(["a", "b"], qa=np.full(2, np.nan), sum=np.array([3.0, np.nan]), **rows))
+    assert "eval/qa" not in found and found["eval/qa.rows"] == 0
+    assert found["eval/sum"] == 3.0 and found["eval/sum.rows"] == 0.5
+    # What is there and not finite is said.
+    assert np.isnan(metrics(answers(["a"], sum=np.array([np.nan])))["eval/sum"])
+
+
+def test_what_is_kept_as_best_may_be_lacking_at_first(files):
+    config = configured(files, **{"run.keep_best": "eval/distinct_2"})
+    book = SimpleNamespace(run=SimpleNamespace(config=config), best_seen=False, best_of=[])
+    for found in (answers(["yes"]), answers(["so so"])):
+        books._note_best(book, metrics(found) | {"time/eval": 1.0})
+    assert book.best_of == [1.0]
 
 
 @pytest.mark.parametrize(

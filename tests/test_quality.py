@@ -47,6 +47,14 @@ def test_self_bleu_of_like_and_unlike_texts():
     mixed = [*alike, "nothing here is shared at all"]
     assert quality.self_bleu(mixed) == pytest.approx(0.75, abs=0.05)
     assert math.isnan(quality.self_bleu(["alone"]))
+    assert quality.self_bleu(["a", "a"]) == pytest.approx(1.0)  # as short as they are
+
+
+def test_texts_without_a_word_have_no_self_bleu():
+    for texts in (["", " \n", ""], ["a", ""]):
+        assert math.isnan(quality.self_bleu(texts))
+    some = ["the cat sat here", "the dog sat there"]
+    assert quality.self_bleu([*some, "", "  "]) == quality.self_bleu(some) > 0
 
 
 def test_self_bleu_is_of_so_many_texts_and_the_same_each_time():
