@@ -166,7 +166,7 @@ def _host_rewards(
     options = opened.config.reward
     if options.workers == 0 or all(part.host is None for part in opened.parts):
         return None
-    log = storage.to_append(folder / LOG)
+    log = stack.enter_context(storage.appended(folder / LOG))
     return stack.enter_context(open_pool(experiment.path, log, options)).call
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast
 
@@ -115,10 +115,28 @@ def to_append(path: Path) -> Path:
     `publish` uploads."""
     local = staged(path.parent) / path.name
     if on_gcs(path):
-        local.unlink(missing_ok=True)
-        if path.is_file():
-            path.download(local)
+        _fetch(path, local)
     return local
+
+
+@contextlib.contextmanager
+def appended(path: Path) -> Iterator[Path]:
+    """Gives the file to open for adding to one log, of a command that is not the folder's run; as
+    an object it is uploaded at the end, come what may."""
+    if not on_gcs(path):
+        yield path
+        return
+    # Not among the copies of the run, which may be under way on this machine.
+    local = staged(cast(Path, path.parent / path.stem)) / path.name
+    _fetch(path, local)
+    with _in_the_end(lambda: _upload(local, path)):
+        yield local
+
+
+def _fetch(path: "GcsPath", local: Path) -> None:
+    local.unlink(missing_ok=True)
+    if path.is_file():
+        path.download(local)
 
 
 def publish(folder: Path) -> None:
@@ -127,9 +145,12 @@ def publish(folder: Path) -> None:
     An object is replaced as a whole, so a reader sees the old log or the new one.
     """
     for local in _copies(folder):
-        target = cast("GcsPath", folder / local.name)
-        if target.size() != local.stat().st_size:
-            target.upload(local)
+        _upload(local, cast("GcsPath", folder / local.name))
+
+
+def _upload(local: Path, target: "GcsPath") -> None:
+    if local.is_file() and target.size() != local.stat().st_size:
+        target.upload(local)
 
 
 @contextlib.contextmanager
@@ -137,13 +158,19 @@ def published(folder: Path) -> Iterator[None]:
     """The logs of a run folder are uploaded at the end, come what may."""
     for left in _copies(folder):  # by a process that was killed, and perhaps older than the objects
         left.unlink()
+    with _in_the_end(lambda: publish(folder)):
+        yield
+
+
+@contextlib.contextmanager
+def _in_the_end(upload: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except BaseException:
         with contextlib.suppress(StorageError):  # the first error is the one to report
-            publish(folder)
+            upload()
         raise
-    publish(folder)
+    upload()
 
 
 def _copies(folder: Path) -> list[Path]:

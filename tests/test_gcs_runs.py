@@ -107,6 +107,23 @@ def test_what_a_reward_prints_is_there(gcs, tmp_path):
     assert "scored 8" in (folder_of(one, gcs).root / "reward.log").read_text()
 
 
+def test_what_a_reward_prints_in_an_evaluation_is_there(gcs, run, tmp_path):
+    """Beside the numbers, of a second evaluation too, of one that a reward ends as well."""
+    path = experiment(tmp_path, reward=TALKS)
+    words = ["eval", str(path), "--model", str(run.root), "--out", f"{gcs}/out"]
+    log = as_path(f"{gcs}/out") / "eval-reward.log"
+    for times in (1, 2):
+        code, err = here(*words, "--data.eval_rows", "5")
+        assert code == 0, err
+        assert log.read_text() == times * "scored 5\n"
+    rows = (log.parent / "eval.jsonl").read_text().splitlines()
+    assert len(rows) == 5 and "metrics" in json.loads((log.parent / "eval.json").read_text())
+    path = experiment(tmp_path, reward=FAILS.replace('"BAD" in os.environ', "True"))
+    code, err = here("eval", str(path), *words[2:])
+    assert code == 7 and "no idea" in err, err
+    assert "ValueError: no idea" in log.read_text()
+
+
 def test_a_missing_bucket_is_one_line(gcs, path):
     ended = launch(path, path.parent / "log", "--run.dir", "gs://nothing-of-that-name")
     assert ended.code == 6 and len(ended.err.strip().splitlines()) == 1, ended.err

@@ -151,6 +151,26 @@ def test_what_a_killed_process_left_here_does_not_replace_the_log(gcs):
     assert storage.files(root) == ["metrics.jsonl"]
 
 
+def test_a_log_beside_the_run_s_own_is_added_to(root):
+    """Whatever ends the command; the run, which may be under way here, keeps its copies."""
+    log, text = root / "eval-reward.log", "one\n"
+    with storage.published(root):
+        storage.to_append(root / "metrics.jsonl").write_text("begun\n")
+        with storage.appended(log) as local:
+            local.open("a").write(text)
+            assert not on_gcs(local) and (log.exists() is not on_gcs(root))
+        with pytest.raises(KeyError), storage.appended(log) as local:
+            assert local.read_text() == log.read_text() == text
+            local.open("a").write("two\n")
+            raise KeyError
+        assert log.read_text() == "one\ntwo\n"
+        assert (root / "metrics.jsonl").exists() is not on_gcs(root)
+    assert storage.files(root) == ["eval-reward.log", "metrics.jsonl"]
+    with storage.appended(root / "unused.log"):
+        pass
+    assert not (root / "unused.log").exists()
+
+
 def test_a_folder_is_held_once_on_a_machine(root):
     with lock.hold(root), pytest.raises(LockedError, match="seed0|locked"), lock.hold(root):
         pass
