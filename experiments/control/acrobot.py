@@ -1,0 +1,12 @@
+"""Acrobot-v1."""
+
+import sys
+
+from _classic import ACROBOT
+from _settings import Settings
+from _study import main
+
+SETTINGS = Settings()
+
+if __name__ == "__main__":
+    sys.exit(main(ACROBOT, SETTINGS, __doc__))
