@@ -103,6 +103,33 @@ class BenchArgs:
     compare: str | None = None  # an earlier result, .json
 
 
+@dataclass(frozen=True)
+class RunRoot:
+    """Where run folders lie."""
+
+    dir: str = "runs"  # their root, a folder or gs://bucket/folder
+
+
+@dataclass(frozen=True)
+class ReportArgs:
+    """Tables and plots of an experiment's runs (name, file or folder), or a run folder's page."""
+
+    out: str | None = None  # folder; None: experiments/results/NAME, or the run folder itself
+    metrics: tuple[str, ...] = ()  # names in metrics.jsonl; none: the sweep's own
+    base: str | None = None  # the variant that others are held against; None: the unchanged one
+    window: float = 0.1  # last part of a run whose mean counts, of metrics other than eval/...
+    tokens: int = 0  # of a run folder: so many sampled responses, token by token, by its model
+    run: RunRoot = RunRoot()
+
+
+@dataclass(frozen=True)
+class IndexArgs:
+    """One table of all results, between two comment lines of a Markdown file."""
+
+    readme: str = "experiments/README.md"
+    results: str = "experiments/results"  # folder of folders with a summary.csv
+
+
 SWITCHES = ("--compile",)  # flags of these commands that mean True where they stand alone
 
 
@@ -174,4 +201,6 @@ RANGES = {
     "devices": "[1, inf)",
     "mean_response": "[1, inf)",
     "join_seconds": "[1, inf)",
+    "window": "(0, 1]",
+    "tokens": "[0, inf)",
 }

@@ -68,6 +68,7 @@ def _dispatch(words: list[str]) -> int:
     commands = {name: functools.partial(_run, name) for name in STAGES}
     commands |= {"generate": _generate, "score": _score, "export": _export}
     commands |= {"eval": _eval, "pipeline": _pipeline, "plan": _plan, "bench": _bench}
+    commands["report"] = _report
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -215,6 +216,26 @@ def _bench(words: list[str]) -> None:
     from ppo_jax.bench import bench
 
     bench(asked, args, flags)
+
+
+def _report(words: list[str]) -> None:
+    if words and words[0] == "--index":
+        index = parse(arguments.IndexArgs, "report --index", words[1:])
+        from ppo_jax.report_index import run_index
+
+        return run_index(index)
+    if words and words[0] in ("-h", "--help"):
+        parse(arguments.ReportArgs, "report EXPERIMENT", ["--help"])
+    if not words or words[0].startswith("-"):
+        raise ConfigError(
+            "report: expected an experiment or a run folder first: ppo-jax report EXPERIMENT "
+            "[--metrics eval/scores ...], or ppo-jax report --index"
+        )
+    args = parse(arguments.ReportArgs, f"report {words[0]}", words[1:])
+    check(args)
+    from ppo_jax.report import run_report
+
+    run_report(words[0], args)
 
 
 def _generate(words: list[str]) -> None:

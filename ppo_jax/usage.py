@@ -17,6 +17,8 @@ commands:
   plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
   plan EXPERIMENT --compile --accelerator v6e-8  the same step compiled for a TPU slice or a --gpu
   bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
+  report EXPERIMENT [--metrics eval/scores ...]  tables, intervals and plots of an experiment's runs
+  report RUN_FOLDER | --index                    a run's page; the table of all results
 
 `ppo-jax COMMAND --help` lists the flags of a command, `ppo-jax train EXPERIMENT --help` those of an
 experiment with their values in it. Exit codes: 0 done, 2 usage, configuration or data, 3 numerical

@@ -38,7 +38,10 @@ ORDER = """
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
     bench_report bench
     text_policy text_env
-    eval_report eval_run commands pipeline flags main __main__
+    eval_report eval_run
+    report_stats report_cells report_tables report_plots report_html report_index
+    report_tokens report
+    commands pipeline flags main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.
 ANY_POLICY = {"gae": set(), "estimators": {"errors", "gae", "masked"}, "losses": {"errors"}}
