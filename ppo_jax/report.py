@@ -94,11 +94,7 @@ def report_study(root: Path, args: ReportArgs) -> None:
         CURVES: curves_csv(study, curves),
         PAGE: study_page(result, plots, commands),
     }
-    write_all(out, contents)
-    for pattern in PLOTS:  # what an earlier report had, of other metrics
-        for path in out.glob(pattern):
-            if path.name not in contents:
-                path.unlink()
+    write_all(out, contents, replaced=PLOTS)
     show(result)
     console.say(f"{out / TABLE}, {SUMMARY}, {CURVES}, {PAGE} and {len(plots)} plots")
 
@@ -159,13 +155,21 @@ def _changes_nothing(own: Mapping[str, Any], changes: Mapping[str, Any]) -> bool
     return True
 
 
-def write_all(out: Path, contents: Mapping[str, str]) -> None:
+def write_all(out: Path, contents: Mapping[str, str], *, replaced: Sequence[str] = ()) -> None:
+    """Write files into a folder; others of the patterns `replaced`, of an earlier report with other
+    metrics, go. Raises StorageError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot be made ({error.strerror})") from None
     for name, content in contents.items():
         write_atomic(out / name, content)
+    for path in (path for pattern in replaced for path in out.glob(pattern)):
+        if path.name not in contents:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise StorageError(f"{path}: cannot be removed ({error.strerror})") from None
 
 
 def show(result: Result) -> None:

@@ -203,12 +203,13 @@ def _command(env: Mapping[str, Any]) -> str:
 def _facts(folder: RunFolder, env: Mapping[str, Any]) -> dict[str, str]:
     """What the numbers depend on beside the experiment: code, versions, devices, length."""
     git = env.get("git")
-    facts = {"commit": "none"}
+    facts = {"commit": "unknown"}
     if isinstance(git, dict):
         facts["commit"] = f"{str(git.get('sha'))[:12]}{' and changes' if git.get('dirty') else ''}"
-    device = f"{env.get('device_count', '?')} x {env.get('device_kind', '?')}"
-    facts["device"] = f"{device}, {env.get('system', '?')}"
-    facts["Python"] = str(env.get("python"))
+    if "device_kind" in env:
+        device = f"{env.get('device_count')} x {env['device_kind']}"
+        facts["device"] = f"{device}, {env.get('cpu_count')} CPU cores"
+    facts["Python"] = str(env.get("python", "unknown"))
     facts |= {name: str(env[name]) for name in LIBRARIES if env.get(name) is not None}
     if folder.config.is_file():
         run = read_json(folder.config).get("run")

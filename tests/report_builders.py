@@ -11,7 +11,7 @@ ENV = {
     "jax": "0.10.2",
     "device_kind": "cpu",
     "device_count": 2,
-    "system": "Linux",
+    "cpu_count": 8,
 }
 
 

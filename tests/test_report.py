@@ -1,6 +1,7 @@
 """`ppo-jax report` of a sweep: numbers of the logs alone, gaps named, the same bytes each time."""
 
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -76,7 +77,7 @@ def test_table_says_what_it_is_made_of(runs):
     assert "| lam=0.0 | 0.46 | 0.45 to 0.47 | 3 of 3 | -0.4 | -0.4 to -0.4 | 3 |" in text
     assert "Differences are to lam=0.95, which is the experiment's BASE." in text
     assert "| commit | 0123456789ab and changes |" in text and "| jax | 0.10.2 |" in text
-    assert "| device | 2 x cpu, Linux |" in text and "| iterations | 4 |" in text
+    assert "| device | 2 x cpu, 8 CPU cores |" in text and "| iterations | 4 |" in text
     assert "ppo-jax report ab --window 0.5" in text and "--only lam=0.0" in text
     assert "Left out:\n\n- nothing\n" in text
     names = set(re.findall(r"!\[.*?\]\((.*?)\)", text))
@@ -243,6 +244,21 @@ def test_a_sweep_file_that_is_none(content, said, runs, capsys):
     assert main(["report", "ab"]) == 2
     error = capsys.readouterr().err
     assert "runs/ab/sweep.json" in error and said in error
+
+
+def test_without_matplotlib_it_says_how_to_get_it(runs, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    absent = lambda name, *rest: None if name == "matplotlib" else found(name, *rest)
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
+    assert main(["report", "ab"]) == 2
+    assert "pip install 'ppo-jax[report]'" in capsys.readouterr().err
+    assert not Path("experiments").exists()
+
+
+def test_where_nothing_can_be_written(runs, capsys):
+    Path("experiments").write_text("a file")
+    assert main(["report", "ab"]) == 6
+    assert "experiments/results/ab: cannot be made" in capsys.readouterr().err
 
 
 def test_another_base_and_other_metrics(runs):
