@@ -17,7 +17,7 @@ from _task import Task
 from _training import Trained, episode_returns, train
 from scipy import stats
 
-from ppo_jax.errors import PPOJaxError
+from ppo_jax.errors import NumericalError, PPOJaxError
 from ppo_jax.run_folder import environment
 from ppo_jax.storage import write_atomic
 
@@ -50,8 +50,15 @@ def ends_in_a_line(run) -> int:
 
 
 def study(task: Task, settings: Settings, name: str) -> dict[str, Any]:
+    """Raises NumericalError where a loss or a gradient was not finite."""
     trained, seconds = run_seeds(task, settings)
-    returns = {"last training episodes": last_episodes(trained.history)}
+    if skipped := int(np.sum(trained.history["skipped"])):
+        raise NumericalError(
+            f"learning_rate={settings.learning_rate}: {skipped} optimiser steps had a loss or a "
+            "gradient that is not finite; expected none"
+        )
+    ended = last_episodes(trained.history)
+    returns = {"last training episodes": ended} if np.isfinite(ended).all() else {}
     returns |= tested(task, settings, trained)
     if settings.gymnasium:
         from _gymnasium import gymnasium_returns
@@ -122,12 +129,13 @@ def tested(task: Task, settings: Settings, trained: Trained) -> dict[str, np.nda
 
 def last_episodes(history: Mapping[str, Any]) -> np.ndarray:
     """By seed, the mean return of the `LAST` episodes that ended in training, and of those that
-    ended in the same iteration as the first of them."""
+    ended in the same iteration as the first of them; NaN where none did."""
     sums_NI, counts_NI = (np.asarray(history[name], float) for name in ("returns", "episodes"))
     means = []
     for sums_I, counts_I in zip(sums_NI, counts_NI, strict=True):
         take = int(np.searchsorted(np.cumsum(counts_I[::-1]), LAST)) + 1
-        means.append(sums_I[-take:].sum() / max(counts_I[-take:].sum(), 1.0))
+        count = counts_I[-take:].sum()
+        means.append(sums_I[-take:].sum() / count if count else np.nan)
     return np.asarray(means)
 
 
@@ -146,9 +154,9 @@ def curves(history: Mapping[str, Any]) -> dict[str, list]:
 
 
 def update_facts(history: Mapping[str, Any]) -> dict[str, float]:
-    """Over all seeds and iterations: what must hold of every update, and what it was like."""
-    facts = {"skipped_steps": float(np.sum(history["skipped"]))}
-    facts["ratio_max_dev_first"] = float(np.max(history["ratio_max_dev_first"]))
+    """Over all seeds: the largest |ratio - 1| of an iteration's first minibatch, which should be
+    rounding; and what the last iterations' updates were like."""
+    facts = {"ratio_max_dev_first": float(np.max(history["ratio_max_dev_first"]))}
     for name in ("approxkl", "clipfrac", "entropy"):
         facts[f"{name}_last"] = float(np.mean(np.asarray(history[name])[:, -LAST:]))
     return {name: float(f"{value:.4g}") for name, value in facts.items()}
@@ -183,8 +191,9 @@ def spread(numbers: Mapping[str, float]) -> str:
 
 
 def write(result: Mapping[str, Any], out: Path | None, name: str) -> None:
-    """As JSON, a list of numbers on a line of its own."""
+    """As JSON, a line for each key."""
     path = Path("runs/control") / f"{name}.json" if out is None else out
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    lines = (f" {json.dumps(key)}: {json.dumps(x, allow_nan=False)}" for key, x in result.items())
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
     print(f"  written to {path}")
