@@ -49,16 +49,17 @@ BASE = Config(
     data=DataOptions(
         path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=64
     ),
-    rollout=RolloutOptions(batch_size=256, max_new_tokens=48),
-    # One epoch of large batches: what is learnt from little noise keeps near the SFT model.
-    ppo=PPOOptions(epochs=1, minibatches=4, critic_warmup=1),
-    run=RunOptions(iterations=150, eval_every=25),
+    rollout=RolloutOptions(batch_size=512, max_new_tokens=48),
+    ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=1),
+    optim=OptimOptions(schedule="linear"),
+    run=RunOptions(iterations=60, eval_every=20),
     hparams=HParams(
-        learning_rate=3e-4,
+        learning_rate=4e-4,
         critic_learning_rate=1e-3,
         lam=1.0,
+        vf_coef=0.5,
         value_clip=None,
-        kl_coef=0.01,
+        kl_coef=0.02,
     ),
 )
 
