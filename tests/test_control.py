@@ -49,8 +49,7 @@ def some_steps(params):
     return jax.tree.map(jnp.asarray, training.Steps(seen, action, logprobs, outcome))
 
 
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-@pytest.mark.parametrize("scale, kl_coef", [(1.0, 0.0), (0.1, 0.7)])
+@pytest.mark.parametrize("critic, scale, kl_coef", [("separate", 1.0, 0.0), ("shared", 0.1, 0.7)])
 def test_advantages_are_the_float64_sum_within_each_episode(critic, scale, kl_coef):
     """A_t = sum over the rest of its episode of (gamma lam)^k delta; delta has V of the state after
     the step, but for an episode's true end."""

@@ -1,4 +1,14 @@
-"""Lander."""
+"""A lander with LunarLander's 8 observations, 4 actions and rewards; mechanics of our own.
+
+    .venv/bin/python experiments/control/lander.py
+
+gamma 0.99, lambda 0.8 and a learning rate of 1e-3. Expected: a mean return of at least 200, the
+threshold of LunarLander-v3, whose returns are otherwise not these (see `_lander.py`). Seen after
+409,600 steps (`--seeds 2 --iterations 200`): 234.0 over 100 new episodes of each seed (233.7 and
+234.4), but 176.2 with the likeliest actions; 12 s to compile and 8 s to run on two CPU cores beside
+other work. After 999,424 steps (`--seeds 3 --iterations 488`): 245.3 (237.8 to 250.2), and 243.3
+with the likeliest. Ten seeds have not been run yet.
+"""
 
 import sys
 
