@@ -16,6 +16,7 @@ from ppo_jax.offload import shardings_at_rest
 from ppo_jax.sharding import batch_sharding, replicated
 from ppo_jax.step import Setup, train_step
 from ppo_jax.types import Prompts, PyTree
+from ppo_jax.weight_sharding import weight_shardings
 
 
 class Rewards(NamedTuple):
@@ -28,6 +29,7 @@ class Rewards(NamedTuple):
     columns: dict[str, Any]  # what they read of the data, [B, ...]
     environment: DeviceEnv | None = None
     env_tables: PyTree = None
+    models: dict[str, PyTree] = {}  # weights of those that are models, in shares
 
 
 def count_tokens(rollout, columns, tables):
@@ -74,7 +76,8 @@ def lower_step(
         donate_argnums=0,
         out_shardings=(at_rest(state), whole, split, split),
     )
-    frozen = {**shared(still), "reward": everywhere(rewards.tables, whole)}
+    models = jax.tree.map(put, rewards.models, weight_shardings(mesh, rewards.models))
+    frozen = {**shared(still), "reward": everywhere(rewards.tables, whole) | models}
     if rewards.environment is not None:
         frozen["env"] = everywhere(rewards.env_tables, whole)
     hparams, prompts = everywhere(hparams, whole), everywhere(prompts, split)

@@ -1,5 +1,6 @@
 """A model's score of a response as a reward inside the compiled step: see `rewards.learned`."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ppo_jax.config import Config, LoraOptions, ModelOptions, replace
+from ppo_jax.config import Config, LoraOptions, ModelConfig, ModelOptions, replace
 from ppo_jax.critics import is_reward_model, load_critic
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
@@ -41,19 +42,25 @@ def open_classifier(
 ) -> Source:
     """The model of a reward, before its weights are read.
 
-    Raises ConfigError where it is none that scores, or reads another vocabulary than the policy, or
-    fewer positions than the run's sequences have.
+    Raises ConfigError where it is none that scores, or `check_reads` does.
     """
-    where = f"reward {reward.name}: {reward.path}"
     path = resolve(reward.path, config, experiment)
     source = open_source(path, trust_remote_code=config.model.trust_remote_code)
     labels = None if source.folder is None else classifier_labels(source.folder)
     if labels != 1 and not is_reward_model(source):
         what = "a language model" if labels is None else f"a classifier of {labels} outputs"
         raise ConfigError(
-            f"{where} is {what}: expected a run of ppo-jax reward-model, or a sequence classifier "
-            "of one output"
+            f"reward {reward.name}: {reward.path} is {what}: expected a run of ppo-jax "
+            "reward-model, or a sequence classifier of one output"
         )
+    check_reads(reward, source, config, policy)
+    return source
+
+
+def check_reads(reward: LearnedReward, source: Source, config: Config, policy: Source) -> None:
+    """ConfigError where a reward's model reads another vocabulary than the policy, or fewer
+    positions than the run's sequences have."""
+    where = f"reward {reward.name}: {reward.path}"
     same = source.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     if not same or source.config.vocab_size < policy.config.vocab_size:
         theirs, ours = len(source.tokenizer), len(policy.tokenizer)
@@ -68,7 +75,6 @@ def open_classifier(
             f"{where} holds {source.config.max_positions} positions, data.max_prompt_tokens + "
             f"rollout.max_new_tokens are {longest}"
         )
-    return source
 
 
 def open_classifiers(
@@ -85,34 +91,50 @@ def open_classifiers(
 
 
 def make_classifier(config: Config, mesh: Mesh, source: Source) -> Classifier:
-    options = _options(config, source)
+    decoder = make_decoder(source.config, _options(config, source), mesh)
+    return classifier_by(decoder, config, mesh, source)
+
+
+def classifier_by(decoder: Decoder, config: Config, mesh: Mesh, source: Source) -> Classifier:
+    """As this decoder computes it."""
     return Classifier(
-        make_decoder(source.config, options, mesh),
+        decoder,
         mesh,
         None if source.folder is None else padding_id(source.folder),
-        config.ppo.minibatches * config.ppo.microbatches,
+        most_parts(config),
         config.ppo.token_sizes,
     )
+
+
+def most_parts(config: Config) -> int:
+    """Parts that a batch is read in, at most: as many as an update's."""
+    return config.ppo.minibatches * config.ppo.microbatches
 
 
 def place_classifier(config: Config, mesh: Mesh, source: Source) -> PyTree:
     """{"head", "trunk"} on the devices: in the compute dtype, in the shares of `weight_sharding`,
     the head in float32 and whole."""
-    model = load_critic(source)
-    trunk = without_lm_head(model.trunk)
-    options = _options(config, source)
-    if options.scan_layers == "scan":
-        trunk = stack_layers(trunk)
-    trunk = cast_weights(make_decoder(source.config, options, mesh), trunk)
-    weights = {"head": model.head, "trunk": trunk}
+    model, options = load_critic(source), _options(config, source)
+    decoder, scans = make_decoder(source.config, options, mesh), options.scan_layers == "scan"
+    weights = {"head": model.head, "trunk": as_read(decoder, model.trunk, scans)}
     return put(weights, weight_shardings(mesh, weights))
+
+
+def as_read(decoder: Decoder, trunk: PyTree, scans: bool) -> PyTree:
+    """A trunk, its layers as a list, as the program reads it."""
+    trunk = without_lm_head(trunk)
+    return cast_weights(decoder, stack_layers(trunk) if scans else trunk)
 
 
 def _options(config: Config, source: Source) -> ModelOptions:
     """How the model is computed: as the policy, but by its own depth, and merged."""
-    options = replace(config, **{"model.scan_layers": "auto", "model.lora": LoraOptions()}).model
-    layers = "scan" if scans_layers(source.config, options) else "unroll"
+    layers = "scan" if scans_itself(config.model, source.config) else "unroll"
     return replace(config, **{"model.scan_layers": layers, "model.lora": LoraOptions()}).model
+
+
+def scans_itself(options: ModelOptions, model: ModelConfig) -> bool:
+    """Whether a reward's model has its layers stacked, whatever the policy's are."""
+    return scans_layers(model, dataclasses.replace(options, scan_layers="auto"))
 
 
 def score_responses(model: Classifier, rollout: Rollout, columns, weights: PyTree) -> Array:

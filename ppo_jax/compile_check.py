@@ -10,16 +10,18 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from ppo_jax import data, hlo, hlo_kernels, kv_cache
 from ppo_jax.abstract_step import Rewards, count_tokens, lower_step
 from ppo_jax.arguments import PlanArgs
+from ppo_jax.classifier import classifier_by, reward_function
 from ppo_jax.compile_report import Checked, Held, as_json, faults, show_check
 from ppo_jax.config import Config
 from ppo_jax.cost import item_bytes
@@ -28,9 +30,9 @@ from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.hlo_collectives import collectives
 from ppo_jax.memory import memory_of
-from ppo_jax.memory_weights import abstract_weights, sampler_bytes
+from ppo_jax.memory_weights import abstract_reward_model, abstract_weights, sampler_bytes
 from ppo_jax.offload import HOST
-from ppo_jax.planned import Planned, decoder_of, open_planned
+from ppo_jax.planned import Planned, decoder_of, open_planned, reward_decoder
 from ppo_jax.profile import PHASES
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.sharding import make_mesh
@@ -62,10 +64,10 @@ def check(experiment: Experiment, config: Config, options: PlanArgs) -> Checked:
     """
     target = open_target(options)
     planned = open_planned(experiment, config, target.chip.platform, target.count)
-    rewards, stand_ins = abstract_rewards(experiment, planned)
     mesh = make_mesh(planned.config.parallel, target.devices)
+    rewards, stand_ins = abstract_rewards(experiment, planned, mesh)
     clock = time.monotonic()
-    with _cudnn(planned.config, target):
+    with _cudnn(planned, target):
         critic = planned.case.critic
         lowered = lower_step(
             planned.config,
@@ -110,27 +112,47 @@ def open_target(options: PlanArgs) -> Target:
     return open_tpu(options.accelerator)
 
 
-def abstract_rewards(experiment: Experiment, planned: Planned) -> tuple[Rewards, tuple[str, ...]]:
+def abstract_rewards(
+    experiment: Experiment, planned: Planned, mesh: Mesh
+) -> tuple[Rewards, tuple[str, ...]]:
     """(the experiment's rewards, for shapes alone; names of those that the host computes: in their
     place the step counts tokens)."""
     config, source, dataset = planned.config, planned.source, planned.dataset
     rules, tables = {}, {}
     parts = parse_rewards(experiment.reward)
+    vocab_size = planned.case.model.vocab_size
     for part in parts:
-        rules[part.name], tables[part.name] = count_tokens, ()
         if part.device is not None:
             rules[part.name] = part.device.fn
-            made = part.device.make_tables(source.tokenizer, planned.case.model.vocab_size)
-            tables[part.name] = _shapes(made)
+            tables[part.name] = _shapes(part.device.make_tables(source.tokenizer, vocab_size))
+        elif part.host is not None:
+            rules[part.name], tables[part.name] = count_tokens, ()
+    models = _reward_models(planned, mesh)
+    rules |= {name: rule for name, (rule, _) in models.items()}
     pad, width = planned.case.model.pad_token_id, planned.case.width
     batch = data.make_batch(dataset, config, 0, pad_id=pad, width=width)
-    weights = {part.name: part.weight for part in parts}
-    stand_ins = tuple(part.name for part in parts if part.device is None)
-    found = Rewards(rules, weights, tables, _shapes(batch.columns))
+    found = Rewards(
+        {part.name: rules[part.name] for part in parts},
+        {part.name: part.weight for part in parts},
+        tables,
+        _shapes(batch.columns),
+        models={name: weights for name, (_, weights) in models.items()},
+    )
     if isinstance(experiment.environment, DeviceEnv):
-        made = experiment.environment.make_tables(source.tokenizer, planned.case.model.vocab_size)
+        made = experiment.environment.make_tables(source.tokenizer, vocab_size)
         found = found._replace(environment=experiment.environment, env_tables=_shapes(made))
-    return found, stand_ins
+    return found, tuple(part.name for part in parts if part.host is not None)
+
+
+def _reward_models(planned: Planned, mesh: Mesh) -> dict[str, tuple[Callable, PyTree]]:
+    """Those of the rewards that are models: (as the step calls it, its weights' shapes)."""
+    config, found = planned.config, {}
+    settled = zip(planned.rewards.items(), planned.case.reward_models, strict=True)
+    for (name, source), reward in settled:
+        decoder = reward_decoder(config, reward, mesh)
+        rule = reward_function(classifier_by(decoder, config, mesh, source))
+        found[name] = rule, abstract_reward_model(config, reward)
+    return found
 
 
 def _weights(planned: Planned) -> tuple[TrainState, PyTree]:
@@ -143,9 +165,10 @@ def _shapes(tree: PyTree) -> PyTree:
 
 
 @contextlib.contextmanager
-def _cudnn(config: Config, target: Target) -> Iterator[None]:
+def _cudnn(planned: Planned, target: Target) -> Iterator[None]:
     """While the step is lowered: jax asks the device which cuDNN it has, and there is none."""
-    if target.chip.platform != "gpu" or config.model.attention != "cudnn":
+    own = (reward.attention for reward in planned.case.reward_models)
+    if target.chip.platform != "gpu" or "cudnn" not in (planned.config.model.attention, *own):
         yield
         return
     from jax._src.cudnn import fused_attention_stablehlo as fused

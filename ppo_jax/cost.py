@@ -9,6 +9,7 @@ the optimiser's arrays: what cannot be kept on the chip. Padding, activations an
 work. (Roofline: https://jax-ml.github.io/scaling-book.)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -117,6 +118,18 @@ def phase_work(
         "score": _score(config, model, critic, lengths),
         "update": _update(config, model, critic, lengths),
     }
+
+
+def reading_work(config: Config, models: Sequence[ModelConfig], lengths: Lengths) -> Work:
+    """Useful work of rewards that are models: a forward pass each, over whole sequences."""
+    prompt_B, response_B = _longs(lengths)
+    whole_B = prompt_B + response_B
+    tokens = float(whole_B.sum())
+    item, stages = item_bytes(config), []
+    for model in models:
+        flops = trunk_flops(model, tokens, seen_pairs(model, whole_B))
+        stages.append([flops, item * layer_params(model)])
+    return _staged(np.asarray(stages, np.float64))
 
 
 def floor_seconds(work: Work, flops_per_s: float, bytes_per_s: float) -> float:

@@ -181,7 +181,7 @@ def _plan(words: list[str]) -> None:
     own, rest = arguments.split_words(words[1:])
     args = parse(arguments.PlanArgs, f"plan {words[0]}", own)
     check(args)
-    config = parse_config(f"plan {words[0]}", rest, experiment)
+    config = read_config(f"plan {words[0]}", rest, experiment)  # stages need not have been run
     from ppo_jax.workload import check_workload
 
     check_workload(config, experiment)

@@ -5,17 +5,22 @@ them is modelled phase by phase, from what XLA keeps of a layer (`memory_layers`
 `memory_analysis()` of compiled steps in the tests.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from ppo_jax.classifier import most_parts
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.cost import FLOAT32, item_bytes, kv_bytes
 from ppo_jax.memory_layers import Held, backward_bytes, forward_bytes, saved_bytes
 from ppo_jax.memory_weights import (
     Case,
+    RewardModel,
+    abstract_reward_model,
     abstract_weights,
     cast_bytes,
     on_one_of,
+    read_bytes,
     sampler_bytes,
     shares,
     tree_bytes,
@@ -48,15 +53,17 @@ def memory_of(config: Config, case: Case) -> Memory:
     by, away = shares(config, case), RESTING[config.parallel.offload]
     reference = tree_bytes((state.ref, frozen["ref"]), by)
     moments = tree_bytes(state.opt_state, by)
+    rewards = [abstract_reward_model(config, reward) for reward in case.reward_models]
     moved_ref, moved_moments = reference * ("ref" in away), moments * ("opt_state" in away)
     always = dict.fromkeys(CATEGORIES, 0.0) | {
-        "params": tree_bytes((state.params, state.ref, frozen), by) - moved_ref,
+        "params": tree_bytes((state.params, state.ref, frozen, rewards), by) - moved_ref,
         "optimiser": moments - moved_moments,
         "batch": batch_bytes(config, case),
     }
     extra = {
         "rollout": _rollout(config, case, state, frozen),
         "score": _score(config, case, moved_ref),
+        **({"reward": _reward(config, case)} if case.reward_models else {}),
         "head": _head(config, case, state),
         "layers": _layers(config, case, state),
         # All gradients: new parameters and moments are written over the old ones (`update`).
@@ -172,6 +179,37 @@ def _score(config: Config, case: Case, reference: float) -> dict[str, float]:
         "activations": max(max(passes) - chunk, 0.0),
         "logits": chunk,
     }
+
+
+def _reward(config: Config, case: Case) -> dict[str, float]:
+    """The passes of the rewards that are models, one after the other: the largest."""
+    passes = [
+        {
+            "params": read_bytes(config, case, reward),
+            "activations": forward_bytes(_reading(config, case, reward)),
+        }
+        for reward in case.reward_models
+    ]
+    return max(passes, key=lambda parts: sum(parts.values()))
+
+
+def _reading(config: Config, case: Case, reward: RewardModel) -> Held:
+    """A part of the rows as a reward reads them, to their last token (`score_responses`)."""
+    rows = config.rollout.batch_size // shares(config, case).rows
+    width, parts = case.width + config.rollout.max_new_tokens, most_parts(config)
+    by_tokens = config.ppo.token_sizes is not None
+    each = -(-rows // parts) if by_tokens else rows // math.gcd(rows, parts)
+    return held(config, case, reward.model)._replace(
+        tokens=each * width,
+        width=width,
+        stream=by_tokens and rows > 1,
+        # Some arrays of a pass that keeps none are float32 where the CPU widens.
+        item=3 if widened(config, case) else item_bytes(config),
+        adapters=False,
+        scanned=reward.scanned,
+        attention=reward.attention,
+        cells=min(parts, ROWS) if by_tokens and rows > 1 else 1,
+    )
 
 
 def _head(config: Config, case: Case, state: TrainState) -> dict[str, float]:

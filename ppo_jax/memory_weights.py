@@ -8,16 +8,32 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from ppo_jax.classifier import as_read
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.cost import FLOAT32, head_params, item_bytes, layer_params
 from ppo_jax.decoder import Decoder
 from ppo_jax.lora import attach, init_adapters
-from ppo_jax.model import cast_weights, init_trunk, init_value_head, stack_layers, without_lm_head
+from ppo_jax.model import (
+    cast_weights,
+    init_reward_head,
+    init_trunk,
+    init_value_head,
+    stack_layers,
+    without_lm_head,
+)
 from ppo_jax.prepare import init_state
 from ppo_jax.rollout_weights import rollout_copy
 from ppo_jax.sharding import AXES
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.weight_sharding import share_count, weight_shardings
+
+
+class RewardModel(NamedTuple):
+    """A model that is a reward, with what it settles for itself."""
+
+    model: ModelConfig
+    attention: str  # kernel of whole sequences
+    scanned: bool  # its layers are stacked
 
 
 class Case(NamedTuple):
@@ -28,6 +44,7 @@ class Case(NamedTuple):
     width: int  # prompt columns
     devices: int  # of the whole mesh
     platform: str  # cpu, gpu or tpu
+    reward_models: tuple[RewardModel, ...] = ()  # rewards that are models
 
 
 class Shares(NamedTuple):
@@ -73,6 +90,18 @@ def abstract_weights(
         if critic is not None:
             value["trunk"] = without_lm_head(value_trunk)
         return init_state(config, {"policy": policy, "value": value}), still
+
+    return jax.eval_shape(make, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_reward_model(config: Config, reward: RewardModel) -> PyTree:
+    """The weights of a reward as `place_classifier` gives them, shapes alone."""
+    decoder = Decoder(reward.model, config.model.compute_dtype)
+
+    def make(key):
+        trunk = as_read(decoder, init_trunk(reward.model, key), reward.scanned)
+        return {"head": init_reward_head(reward.model, key), "trunk": trunk}
 
     return jax.eval_shape(make, jax.random.key(0))
 
@@ -147,3 +176,17 @@ def cast_bytes(config: Config, case: Case) -> float:
         head = head_params(model) * (item + (FLOAT32 if by.fsdp > 1 else 0))
         total += wide * (item * layers + head) / by.tensor
     return total
+
+
+def read_bytes(config: Config, case: Case, reward: RewardModel) -> float:
+    """Copies of a reward's weights as its passes read them: gathered where `fsdp` shares them, of
+    scanned layers one, beside the shares of all as they are sent; in float32 where XLA's code
+    computes so."""
+    by, wide = shares(config, case), widened(config, case)
+    if by.fsdp == 1 and not wide:
+        return 0.0
+    layers = layer_params(reward.model) / by.tensor
+    if reward.scanned and by.fsdp > 1:
+        layers = layers / reward.model.num_layers + layers / by.fsdp
+    item = FLOAT32 if wide else item_bytes(config)
+    return item * (layers + head_params(reward.model) / by.tensor)

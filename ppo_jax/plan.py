@@ -12,10 +12,11 @@ from ppo_jax.arguments import PlanArgs
 from ppo_jax.chips import Chip
 from ppo_jax.compile_check import run_check
 from ppo_jax.config import Config
-from ppo_jax.cost import Lengths, Work, floor_seconds, phase_work
+from ppo_jax.cost import Lengths, Work, floor_seconds, phase_work, reading_work
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.memory import memory_of
+from ppo_jax.memory_weights import Case
 from ppo_jax.plan_advice import advise
 from ppo_jax.plan_report import Phase, Plan, show_plan
 from ppo_jax.planned import open_planned
@@ -41,14 +42,22 @@ def plan(experiment: Experiment, config: Config, options: PlanArgs) -> Plan:
     _check_options(config, options)
     planned = open_planned(experiment, config, chip.platform, options.devices)
     config, case = planned.config, planned.case
-    model, critic = case.model, case.critic
     prompts = np.asarray([len(ids) for ids in planned.dataset.prompt_ids])
     lengths = expected_lengths(config, prompts, options.mean_response)
     memory = memory_of(config, case)
     advice = advise(config, case, chip.memory_bytes) if memory.peak > chip.memory_bytes else []
-    phases = _phases(config, model, critic, lengths, chip, options.devices)
     return Plan(
-        experiment.name, config, model, chip, options.devices, lengths, phases, memory, advice
+        experiment.name,
+        config,
+        case.model,
+        chip,
+        options.devices,
+        lengths,
+        _phases(config, case, lengths, chip),
+        memory,
+        advice,
+        {name: source.config for name, source in planned.rewards.items()},
+        planned.unmade,
     )
 
 
@@ -85,6 +94,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         "experiment": made.experiment,
         "device": chip._asdict(),
         "devices": made.devices,
+        "not_made_yet": list(made.unmade),
         "prompt_tokens": int(made.lengths.prompt_B.sum()),
         "response_tokens": int(made.lengths.response_B.sum()),
         "phases": {
@@ -118,18 +128,28 @@ def _check_options(config: Config, options: PlanArgs) -> None:
         )
 
 
-def _phases(config, model, critic, lengths: Lengths, chip: Chip, devices: int) -> dict[str, Phase]:
+def _phases(config: Config, case: Case, lengths: Lengths, chip: Chip) -> dict[str, Phase]:
     """Each device has its share of the sequences, and all of the weights."""
-    share = Lengths(*(x_B[::devices] for x_B in lengths))
-    works = phase_work(config, model, critic, share)
-    everything = phase_work(config, model, critic, lengths)
+    works = _works(config, case, Lengths(*(x_B[:: case.devices] for x_B in lengths)))
+    everything = _works(config, case, lengths)
     sampled, whole = int(lengths.response_B.sum()), int(sum(x_B.sum() for x_B in lengths))
     tokens = {"rollout": sampled, "score": whole, "update": whole * config.ppo.epochs}
+    tokens["reward"] = whole * len(case.reward_models)
     return {
         name: Phase(
-            Work(everything[name].flops, work.bytes * devices),
+            Work(everything[name].flops, work.bytes * case.devices),
             tokens[name],
             floor_seconds(work, chip.flops_per_s, chip.bytes_per_s),
         )
         for name, work in works.items()
     }
+
+
+def _works(config: Config, case: Case, lengths: Lengths) -> dict[str, Work]:
+    """The work of each phase, in order; of the rewards where some are models."""
+    works = phase_work(config, case.model, case.critic, lengths)
+    if case.reward_models:
+        models = [reward.model for reward in case.reward_models]
+        works["reward"] = reading_work(config, models, lengths)
+    order = ("rollout", "score", "reward", "update")
+    return {name: works[name] for name in order if name in works}

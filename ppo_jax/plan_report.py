@@ -35,6 +35,8 @@ class Plan(NamedTuple):
     phases: dict[str, Phase]
     memory: Memory  # of one device
     advice: list[Change]  # empty where it fits
+    rewards: dict[str, ModelConfig] = {}  # that are models, by name
+    unmade: tuple[str, ...] = ()  # stages to run first
 
     @property
     def fits(self) -> bool:
@@ -86,16 +88,23 @@ def _facts(made: Plan, console: Console) -> Table:
     rates = f"{scaled(chip.flops_per_s, 'FLOP/s')}, {scaled(chip.bytes_per_s, 'B/s')}"
     facts = {
         "experiment": made.experiment,
-        "model": f"{config.model.path or 'random'}, {made.model.num_layers} layers, embedding "
-        f"{made.model.embed_dim}, {config.model.compute_dtype}, {config.model.critic} critic",
+        "model": f"{config.model.path or 'random'}, {_shape(made.model)}, "
+        f"{config.model.compute_dtype}, {config.model.critic} critic",
         "devices": f"{made.devices} x {chip.name}: {scaled(chip.memory_bytes, 'B')}, {rates} "
         f"({chip.source})",
         "batch": f"{len(lengths.prompt_B)} sequences, prompts of {lengths.prompt_B.mean():.1f} "
         f"tokens, responses of {lengths.response_B.mean():.1f} (both means)",
     }
+    facts |= {f"reward {name}": _shape(model) for name, model in made.rewards.items()}
+    if made.unmade:
+        facts["not made yet"] = f"{', '.join(made.unmade)}: by the shape that it will have"
     for name, fact in facts.items():
-        table.add_row(name, visible(fact, console.encoding))
+        table.add_row(visible(name, console.encoding), visible(fact, console.encoding))
     return table
+
+
+def _shape(model: ModelConfig) -> str:
+    return f"{model.num_layers} layers, embedding {model.embed_dim}"
 
 
 def _work(made: Plan) -> Table:

@@ -5,14 +5,15 @@ import math
 from typing import NamedTuple
 
 from ppo_jax import attention, data
-from ppo_jax.config import Config, ModelConfig
+from ppo_jax.classifier import scans_itself
+from ppo_jax.config import Config, ModelConfig, ModelOptions
 from ppo_jax.decoder import Decoder, lora_scale
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
+from ppo_jax.foreseen import open_models
 from ppo_jax.loading import Source
-from ppo_jax.memory_weights import Case
+from ppo_jax.memory_weights import Case, RewardModel
 from ppo_jax.model import scans_layers
-from ppo_jax.prepare import open_critic, open_policy
 from ppo_jax.rewards.base import parse_rewards, text_columns
 from ppo_jax.validate import check_devices, check_model, check_shared
 from ppo_jax.workload import dataset_of, workload_of
@@ -24,6 +25,8 @@ class Planned(NamedTuple):
     critic: ModelConfig | None  # of a separate critic's trunk
     dataset: data.Dataset
     case: Case
+    rewards: dict[str, Source] = {}  # that are models, in the order of `case.reward_models`
+    unmade: tuple[str, ...] = ()  # stages to run first, planned by the shapes they will have
 
 
 def open_planned(experiment: Experiment, config: Config, platform: str, devices: int) -> Planned:
@@ -38,20 +41,31 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
             f"parallel.data={config.parallel.data}: the mesh has {used} devices, and the plan is "
             f"for {devices}; nearest valid: -1, or a plan for {used}"
         )
-    source = open_policy(config)
-    critic_source = open_critic(config, source)
+    models = open_models(experiment, config)
+    source, asked = models.policy, config.model
     config = settle(config, source, platform, devices)
     critic = None
     if config.model.critic == "separate":
-        critic = source.config if critic_source is None else critic_source.config
+        critic = source.config if models.critic is None else models.critic.config
     texts = text_columns(parse_rewards(experiment.reward))
     dataset = dataset_of(workload_of(experiment), config, source, texts)
     width = data.prompt_width(dataset)
     check_model(config, source.config, width)
-    for model in filter(None, (source.config, critic)):
+    rewards = tuple(
+        _settle_reward(asked, config, reward.config, platform) for reward in models.rewards.values()
+    )
+    for model in filter(None, (source.config, critic, *(reward.model for reward in rewards))):
         check_shared(config, model, devices)
-    case = Case(source.config, critic, width, devices, platform)
-    return Planned(config, source, critic, dataset, case)
+    case = Case(source.config, critic, width, devices, platform, rewards)
+    return Planned(config, source, critic, dataset, case, models.rewards, models.unmade)
+
+
+def _settle_reward(
+    asked: ModelOptions, config: Config, model: ModelConfig, platform: str
+) -> RewardModel:
+    """As `make_classifier` settles what was asked for."""
+    kernel, _ = attention.choose(asked.attention, model, config.model.compute_dtype, platform)
+    return RewardModel(model, kernel, scans_itself(asked, model))
 
 
 def settle(config: Config, source: Source, platform: str, devices: int) -> Config:
@@ -71,6 +85,12 @@ def settle(config: Config, source: Source, platform: str, devices: int) -> Confi
     data_, fsdp, tensor = config.parallel.sizes(devices)
     parallel = dataclasses.replace(config.parallel, data=data_, fsdp=fsdp, tensor=tensor)
     return dataclasses.replace(config, model=model, parallel=parallel)
+
+
+def reward_decoder(config: Config, reward: RewardModel, mesh) -> Decoder:
+    """The decoder of a reward that is a model, whose adapters are merged."""
+    options = config.model
+    return Decoder(reward.model, options.compute_dtype, options.remat, reward.attention, mesh=mesh)
 
 
 def decoder_of(config: Config, model: ModelConfig, mesh) -> Decoder:

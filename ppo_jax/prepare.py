@@ -221,6 +221,13 @@ def open_critic(config: Config, source: Source) -> Source | None:
     if path is None:
         return None
     critic = open_source(path, trust_remote_code=config.model.trust_remote_code)
+    check_critic(config, critic, source)
+    return critic
+
+
+def check_critic(config: Config, critic: Source, source: Source) -> None:
+    """ConfigError where a critic of its own checkpoint cannot read the policy's sequences."""
+    path = config.model.critic_path
     if critic.config.vocab_size != source.config.vocab_size:
         raise ConfigError(
             f"model.critic_path={path}: its vocabulary has {critic.config.vocab_size} tokens, the "
@@ -231,7 +238,6 @@ def open_critic(config: Config, source: Source) -> Source | None:
             f"model.critic_path={path}: holds {critic.config.max_positions} positions, fewer than "
             f"data.max_prompt_tokens + rollout.max_new_tokens"
         )
-    return critic
 
 
 def place_state(config: Config, mesh: Mesh, params: PyTree) -> TrainState:

@@ -24,20 +24,30 @@ def resolve(path: str | None, config: Config, experiment: str) -> str | None:
     """
     if path is None or not path.startswith("@"):
         return path
-    if path not in STAGES:
-        near = difflib.get_close_matches(path, STAGES, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"model.path={path}: no stage of an experiment; nearest valid: {near}")
-    options = dataclasses.replace(config.run, cell=STAGES[path] or config.run.cell)
-    run = run_folder(run_path(options, experiment))
+    run = stage_run(path, config, experiment)
     command = f"ppo-jax {path[1:]} {experiment} --run.seed {config.run.seed}"
     if not run.checkpoints.is_dir():
         raise ConfigError(f"{path}: no run {run.root}; make it with `{command}`")
-    status = _status(run)
-    if status != "done":
+    if not has_ended(run):
+        status = _status(run)
         raise ConfigError(f"{path}: {run.root} has not ended ({status}); go on with `{command}`")
     if path != "@train" and manifest.best_step(run.checkpoints) is not None:
         return f"{run.root}@{BEST}"
     return str(run.root)
+
+
+def stage_run(name: str, config: Config, experiment: str) -> RunFolder:
+    """The run that a stage's name means, there or not. ConfigError where it is no stage's."""
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"model.path={name}: no stage of an experiment; nearest valid: {near}")
+    options = dataclasses.replace(config.run, cell=STAGES[name] or config.run.cell)
+    return run_folder(run_path(options, experiment))
+
+
+def has_ended(run: RunFolder) -> bool:
+    """Whether the run is there, and complete."""
+    return run.checkpoints.is_dir() and _status(run) == "done"
 
 
 def _status(run: RunFolder) -> str:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from ppo_jax import compile_check
+from ppo_jax.abstract_step import lower_step
 from ppo_jax.arguments import PlanArgs, split_words
 from ppo_jax.chips import Chip
 from ppo_jax.compile_check import abstract_rewards, check, open_target, run_check, smallest_array
@@ -23,7 +24,7 @@ from ppo_jax.hlo_collectives import Collective
 from ppo_jax.hlo_kernels import Moved
 from ppo_jax.main import main
 from ppo_jax.memory_weights import Case, abstract_weights
-from ppo_jax.planned import open_planned
+from ppo_jax.planned import decoder_of, open_planned
 from ppo_jax.sharding import batch_devices, make_mesh
 from ppo_jax.topologies import Target
 
@@ -180,12 +181,33 @@ def test_rewards_of_the_device_are_the_experiments_own_and_others_count_tokens()
 
     experiment = TINY._replace(reward=[TINY.reward, (0.5, judge)])
     planned = open_planned(experiment, TINY.base, "tpu", 4)
-    rewards, stand_ins = abstract_rewards(experiment, planned)
+    mesh = make_mesh(planned.config.parallel, jax.devices()[:1] * 4)
+    rewards, stand_ins = abstract_rewards(experiment, planned, mesh)
     assert stand_ins == ("judge",) and rewards.weights == {"vowels": 1.0, "judge": 0.5}
     assert rewards.rules["judge"] is compile_check.count_tokens
     assert rewards.rules["vowels"] is not compile_check.count_tokens
     shapes = jax.tree.leaves((rewards.tables, rewards.columns))
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in shapes)
+
+
+def test_a_reward_that_is_a_model_is_in_the_step_with_its_weights_in_shares(tmp_path):
+    """Of a run that is not there: the shape is that of the stage it will begin from."""
+    dialogue = load_experiment("dialogue")
+    quick = {"parallel.fsdp": 2, "run.dir": str(tmp_path), "rollout.batch_size": 16}
+    quick |= {"ppo.token_sizes": None, "rollout.compactions": 0}
+    planned = open_planned(dialogue, replace(dialogue.base, **quick), "cpu", 4)
+    mesh = make_mesh(planned.config.parallel, jax.devices()[:4])
+    rewards, stand_ins = abstract_rewards(dialogue, planned, mesh)
+    assert stand_ins == () and rewards.rules.keys() == rewards.models.keys() == {"reward_model"}
+    decoder = decoder_of(planned.config, planned.case.model, mesh)
+    lowered = lower_step(planned.config, planned.case, mesh, decoder, rewards=rewards)
+    frozen = lowered.args_info[0][1]["reward"]["reward_model"]
+    sizes = jax.tree.map(lambda x: x.size, frozen)
+    assert sizes["head"] == {"bias": 1, "kernel": 128}
+    text = lowered.as_text()
+    (line,) = (x for x in text.splitlines() if "func.func public @main" in x)
+    read = [x for x in line.split("%arg") if "reward_model" in x and "up" in x and "kernel" in x]
+    assert len(read) == 2 and all('{"fsdp"}' in x for x in read)
 
 
 def test_the_smallest_array_that_counts_as_a_weight_or_a_cache():

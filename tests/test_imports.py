@@ -34,7 +34,7 @@ ORDER = """
     prepare host_dialogue programs run_header run_facts resume evaluation samples kind tuning_run
     sft reward_model book loop train
     workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice
-    plan_report planned
+    plan_report foreseen planned
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
     bench_report bench
     text_policy text_env
