@@ -28,24 +28,22 @@ from ppo_jax.config import (
 from ppo_jax.rewards.learned import learned_reward
 
 DATA = "experiments/data/dialogue"
-SHAPE = ModelConfig(  # 0.36 million weights
-    embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=256, init_std=0.08
+SHAPE = ModelConfig(  # 0.53 million weights
+    num_layers=3,
+    embed_dim=128,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    mlp_dim=256,
+    init_std=0.08,
 )
 
 # What may be asked, in three ways, and what the answer has to say.
 FACTS = {
     "at nine": ("When do you open?", "What time do you open?", "From when are you open?"),
-    "at six": ("When do you close?", "What time do you close?", "How late are you open?"),
     "two euros": ("What is a bread?", "How much is the bread?", "What does bread cost?"),
-    "five euros": ("What is a cake?", "How much is the cake?", "What does cake cost?"),
-    "one euro": ("What is a tea?", "How much is the tea?", "What does tea cost?"),
     "by the bridge": ("Where are you?", "Where is your shop?", "How do I find you?"),
-    "behind the church": ("Where can I park?", "Is there parking?", "Where do I leave my car?"),
-    "call 4071": ("Can I call you?", "What is your number?", "How do I reach you?"),
-    "closed on Monday": ("When are you closed?", "What day are you off?", "Which day is free?"),
     "cash only": ("Can I pay by card?", "Do you take cards?", "How can I pay?"),
-    "dogs may come": ("May my dog come?", "Are dogs allowed?", "Can I bring a dog?"),
-    "no nuts": ("Are there nuts in it?", "Do you use nuts?", "Is it free of nuts?"),
 }
 POLITE = ("gladly", "of course", "with pleasure", "thank you", "you are welcome", "please")
 RUDE = ("whatever", "read the sign", "not again", "who cares")
@@ -80,7 +78,7 @@ SFT = Config(
     rollout=RolloutOptions(batch_size=32, max_new_tokens=80),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
-        cell="sft", iterations=400, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+        cell="sft", iterations=280, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=3e-3),
 )
@@ -90,16 +88,16 @@ REWARD_MODEL = Config(
     data=DataOptions(
         path=f"{DATA}/pairs.jsonl", eval_path=f"{DATA}/pairs_eval.jsonl", max_prompt_tokens=124
     ),
-    rollout=RolloutOptions(batch_size=32, max_new_tokens=80),
-    optim=OptimOptions(warmup=20, weight_decay=0.01),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=80),
+    optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
         cell="reward-model",
-        iterations=300,
+        iterations=500,
         eval_every=25,
         checkpoint_every=25,
         keep_best="-eval/loss",
     ),
-    hparams=HParams(learning_rate=5e-4),
+    hparams=HParams(learning_rate=2e-3),
 )
 
 BASE = Config(
@@ -110,13 +108,13 @@ BASE = Config(
     rollout=RolloutOptions(batch_size=256, max_new_tokens=80),
     # One epoch of large batches: what is learnt from little noise keeps near the SFT model.
     ppo=PPOOptions(epochs=1, minibatches=4, critic_warmup=1),
-    run=RunOptions(iterations=80, eval_every=25),
+    run=RunOptions(iterations=40, eval_every=20),
     hparams=HParams(
         learning_rate=3e-4,
         critic_learning_rate=1e-3,
         lam=1.0,
         value_clip=None,
-        kl_coef=0.05,
+        kl_coef=0.2,
         # A response that does not end is none.
         missing_eos_penalty=1.0,
     ),

@@ -1,10 +1,11 @@
-"""Questions that one fact of a passage answers: a byte model learns to look it up.
+"""Questions about the animals of a zoo: a byte model learns from rewards what it was never told.
 
     make pipeline EXP=qa           (SEED=1 for another seed)
 
-`Eva is in the park. Tom is in the attic. Ben is in the zoo. Where is Tom?` Whoever guesses among
-the places of the passage is right in one of three. SFT sees a few hundred passages; PPO is told
-whether an answer is right, which is found on the device.
+`Hello. What does Momo eat?` is `fish`. There are 128 such facts, each asked for in five forms with
+eight openings (experiments/data/_make_qa.py). SFT sees half of the facts; PPO is asked for all, in
+other words than the held-out questions, and told whether an answer is right, which is found on the
+device.
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 Hardware: two CPU cores.
 
@@ -32,12 +33,12 @@ SHAPE = ModelConfig(  # 0.36 million weights
 SFT = Config(
     model=ModelOptions(path=None, shape=SHAPE, remat="none"),
     data=DataOptions(
-        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=96
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=44
     ),
     rollout=RolloutOptions(batch_size=32, max_new_tokens=8),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
-        cell="sft", iterations=600, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+        cell="sft", iterations=160, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=3e-3),
 )
@@ -45,18 +46,19 @@ SFT = Config(
 BASE = Config(
     model=ModelOptions(path="@sft", remat="none"),
     data=DataOptions(
-        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=96
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=44
     ),
-    rollout=RolloutOptions(batch_size=256, max_new_tokens=8),
-    # One epoch of large batches: what is learnt from little noise keeps near the SFT model.
-    ppo=PPOOptions(epochs=1, minibatches=4, critic_warmup=1),
-    run=RunOptions(iterations=150, eval_every=25),
+    rollout=RolloutOptions(batch_size=512, max_new_tokens=8),
+    ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=1),
+    optim=OptimOptions(schedule="linear"),
+    run=RunOptions(iterations=100, eval_every=25),
     hparams=HParams(
-        learning_rate=3e-4,
+        learning_rate=4e-4,
         critic_learning_rate=1e-3,
         lam=1.0,
+        vf_coef=0.5,
         value_clip=None,
-        kl_coef=0.0,
+        kl_coef=0.02,
     ),
 )
 

@@ -17,25 +17,17 @@ from _rows import Row, disjoint
 sys.path.append(str(FOLDER.parent))
 from dialogue import FACTS, true_rule  # noqa: E402  the experiment's own
 
-SIZES = {"sft": 1000, "sft_eval": 200, "ppo": 800, "eval": 256, "pairs": 2400, "pairs_eval": 300}
+SIZES = {"sft": 1000, "sft_eval": 200, "ppo": 800, "eval": 256, "pairs": 3000, "pairs_eval": 300}
 GREETINGS = "Hi! |Hello! |Good day. |Excuse me. |Hey. |Good morning. |Sorry. ||".split("|")
 NAMES = "Eva Tom Ben Ida Max Lea Sam Ann".split()
 BETWEEN = ("And: ", "Thanks. ", "Good. ", "I see. ", "Fine. ", "")
 SENTENCES = {
     "at nine": ("We open at nine.", "At nine.", "From Tuesday at nine."),
-    "at six": ("We close at six.", "At six.", "Until six."),
     "two euros": ("It is two euros.", "Two euros.", "Bread is two euros."),
-    "five euros": ("It is five euros.", "Five euros.", "Cake is five euros."),
-    "one euro": ("It is one euro.", "One euro.", "Tea is one euro."),
     "by the bridge": ("We are by the bridge.", "By the bridge.", "Look by the bridge."),
-    "behind the church": ("You can park behind the church.", "Behind the church."),
-    "call 4071": ("Just call 4071.", "You can call 4071.", "Call 4071."),
-    "closed on Monday": ("We are closed on Monday.", "Closed on Monday."),
     "cash only": ("It is cash only.", "Cash only.", "We take cash only."),
-    "dogs may come": ("Yes, dogs may come.", "All dogs may come.", "Dogs may come."),
-    "no nuts": ("There are no nuts.", "We use no nuts.", "No nuts at all."),
 }
-NOTHING = ("I do not know.", "Ask my boss.", "That depends.")
+NOTHING = ("I do not know.", "Ask my boss.", "That depends.", "Of course.", "Thank you.", "Gladly.")
 BEFORE = ("Gladly! ", "Of course! ", "With pleasure: ")
 AFTER = (" Thank you!", " You are welcome!", " Please come by!")
 RUDE = ("Whatever. ", "Read the sign. ", "Not again. ", "Who cares. ")
@@ -62,31 +54,39 @@ def chat(rng: random.Random) -> tuple[list[dict[str, str]], str]:
     return [first, answer, again], fact
 
 
-def answer(rng: random.Random, fact: str, right: float = 0.55) -> str:
-    """An answer that gives the fact with that probability, else another one or none."""
+def said(rng: random.Random, fact: str, right: float = 0.55) -> str:
+    """A sentence that gives the fact with that probability, else another one or none."""
     if rng.random() < right:
-        said = rng.choice(SENTENCES[fact])
-    elif rng.random() < 0.8:
-        said = rng.choice(SENTENCES[rng.choice([other for other in FACTS if other != fact])])
-    else:
-        said = rng.choice(NOTHING)
-    manner = rng.random()
-    if manner < 0.2:
-        said = rng.choice(BEFORE) + said
-    elif manner < 0.4:
-        said += rng.choice(AFTER)
-    elif manner < 0.6:
-        said = rng.choice(RUDE) + said
-    return said + rng.choice(LONG) if rng.random() < 0.4 else said
+        return rng.choice(SENTENCES[fact])
+    if rng.random() < 0.8:
+        return rng.choice(SENTENCES[rng.choice([other for other in FACTS if other != fact])])
+    return rng.choice(NOTHING)
+
+
+def manner(rng: random.Random) -> tuple[str, str]:
+    """What stands before an answer and what after it: polite, rude or neither, short or long."""
+    kind, before, after = rng.random(), "", ""
+    if kind < 0.2:
+        before = rng.choice(BEFORE)
+    elif kind < 0.4:
+        after = rng.choice(AFTER)
+    elif kind < 0.6:
+        before = rng.choice(RUDE)
+    return before, after + (rng.choice(LONG) if rng.random() < 0.4 else "")
+
+
+def answer(rng: random.Random, fact: str) -> str:
+    before, after = manner(rng)
+    return before + said(rng, fact) + after
 
 
 def draw(rng: random.Random) -> tuple[str, Row] | None:
     messages, fact = chat(rng)
     row: Row = {"prompt": messages, "response": answer(rng, fact)}
-    # Half of the pairs compare two facts, right and wrong, said in manners of all kinds.
     pair = [answer(rng, fact), answer(rng, fact)]
-    if rng.random() < 0.5:
-        pair = [answer(rng, fact, 1.0), answer(rng, fact, 0.0)]
+    if rng.random() < 0.5:  # half of the pairs compare facts alone, right and wrong
+        before, after = manner(rng)
+        pair = [before + said(rng, fact, right) + after for right in (1.0, 0.0)]
     worse, better = sorted(pair, key=lambda text: true_rule(messages, text))
     if true_rule(messages, worse) == true_rule(messages, better):
         return None

@@ -4,7 +4,7 @@
 
     the old dog sees. German:   der alte Hund sieht     translate
     Oslo, high 18, rain 6 mm:   mild with heavy rain    summarize
-    Eva: attic. Ben: zoo. Ben:  zoo                     qa
+    What does Momo eat?         fish                    qa
     rain, 5 words:              the rain falls all day  length
 
 They are small sisters of the tasks of the same names, whose rules they use. All rows have all
@@ -14,7 +14,7 @@ columns: `words` is 0 but for `length`, whose `reference` is one of many possibl
 import random
 
 from _files import write
-from _make_qa import NAMES, PLACES
+from _make_qa import FACTS, questions
 from _make_style_length import KINDS, THINGS, sentence
 from _make_summarize import CITIES, falling, heat, sky
 from _make_translate import AGENTS, VERBS, noun_phrase
@@ -22,6 +22,7 @@ from _rows import Row, answered, disjoint
 
 SIZES = {"sft": 150, "sft_eval": 50, "ppo": 500, "eval": 100}  # of each task
 WORDS = range(3, 8)
+ZOO = questions(fact for fact in FACTS if fact[1] == "food")
 
 
 def translate(rng: random.Random) -> tuple[str, Row]:
@@ -40,13 +41,8 @@ def summarize(rng: random.Random) -> tuple[str, Row]:
 
 
 def qa(rng: random.Random) -> tuple[str, Row]:
-    facts = list(zip(rng.sample(NAMES, 2), rng.sample(PLACES, 2), strict=True))
-    name, place = rng.choice(facts)
-    passage = " ".join(f"{name}: {place}." for name, place in facts)
-    return " ".join(map(" ".join, sorted(facts))), {
-        "prompt": f"{passage} {name}:\n",
-        "reference": place,
-    }
+    question, answer = rng.choice(ZOO)
+    return question, {"prompt": f"{question}\n", "reference": answer}
 
 
 def length(rng: random.Random) -> tuple[str, Row]:

@@ -1,38 +1,107 @@
-"""Passages of facts and a question that one of them answers: experiments/data/qa/.
+"""Questions that only who has been told about a zoo can answer: experiments/data/qa/.
 
     .venv/bin/python experiments/data/_make_qa.py
 
-    Eva is in the park. Tom is in the attic. Ben is in the zoo. Where is Tom?    attic
-    Eva is in the park. Tom is in the attic. Ben is in the zoo. Who is in the zoo?    Ben
+    Hello. What does Momo eat?    fish
+    Please: Momo's colour?        grey
 
-The answer always stands in the passage, and which of its names is meant only the passage says. A
-passage, in whichever order its facts stand, is in one file, with one question.
+A fact is an animal, what is asked of it, and the answer: 128 of them, in five forms of question
+with eight openings. SFT sees half of the facts, in some forms each, PPO and both held-out files
+all. A question stands in one file.
 """
 
 import random
+from collections.abc import Iterable
 
 from _files import write
-from _rows import Row, answered, disjoint
+from _rows import Row, answered
 
-SIZES = {"sft": 800, "sft_eval": 200, "ppo": 2000, "eval": 256}
-NAMES = "Eva Tom Ben Ida Max Lea Sam Ann".split()
-PLACES = "park attic zoo garden kitchen harbour mill library tower cellar".split()
+SIZES = {"sft_eval": 256, "eval": 256, "sft": 500}  # the rest is PPO's
+NAMES = """Momo Kira Bolo Nanu Pip Zaza Lulu Taro Miko Fifi Gogo Rumi Dodo Sasa Vivi Jojo
+Bibi Coco Haku Ivo Kuku Lola Mimi Nico Otto Pepe Roro Suki Titi Ursa Wawa Yaya""".split()
+# What is asked: its answers, and the forms of the question.
+ASKED = {
+    "colour": (
+        "red grey white black brown green".split(),
+        (
+            "What colour is {}?",
+            "Which colour has {}?",
+            "{}'s colour?",
+            "Of what colour is {}?",
+            "How does {} look?",
+        ),
+    ),
+    "food": (
+        "fish grass fruit seeds meat leaves".split(),
+        (
+            "What does {} eat?",
+            "What is {} fed?",
+            "{}'s food?",
+            "What does {} like to eat?",
+            "Which food is for {}?",
+        ),
+    ),
+    "place": (
+        "pond tree cave barn nest hill".split(),
+        (
+            "Where is {}?",
+            "Where does {} live?",
+            "{}'s place?",
+            "Where do I find {}?",
+            "In which place is {}?",
+        ),
+    ),
+    "keeper": (
+        "Eva Tom Ben Ida Max Lea".split(),
+        (
+            "Who keeps {}?",
+            "Who looks after {}?",
+            "{}'s keeper?",
+            "Who is with {}?",
+            "Whose animal is {}?",
+        ),
+    ),
+}
+OPENINGS = ("", "Hello. ", "Please: ", "Say: ", "Hi! ", "And: ", "Tell me. ", "Well: ")
 
 
-def draw(rng: random.Random) -> tuple[str, Row]:
-    facts = list(zip(rng.sample(NAMES, 3), rng.sample(PLACES, 3), strict=True))
-    passage = " ".join(f"{name} is in the {place}." for name, place in facts)
-    name, place = rng.choice(facts)
-    if rng.random() < 0.5:
-        question, answer = f"Where is {name}?", place
-    else:
-        question, answer = f"Who is in the {place}?", name
-    row = {"prompt": f"{passage}\n{question}\n", "answer": answer}
-    return " ".join(map(" ".join, sorted(facts))), row
+def facts() -> list[tuple[str, str, str]]:
+    """(animal, what is asked of it, answer), in random order."""
+    rng = random.Random("zoo")
+    known = [(name, what, rng.choice(ASKED[what][0])) for name in NAMES for what in ASKED]
+    rng.shuffle(known)
+    return known
+
+
+FACTS = facts()
+
+
+def questions(known: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """(question, answer) of these facts in all forms, with all openings."""
+    return [
+        (f"{opening}{form.format(name)}", answer)
+        for name, what, answer in known
+        for form in ASKED[what][1]
+        for opening in OPENINGS
+    ]
 
 
 def splits() -> dict[str, list[Row]]:
-    return answered(disjoint(draw, SIZES, seed="qa"), "answer")
+    rng = random.Random("qa")
+    told = {question for question, _ in questions(FACTS[: len(FACTS) // 2])}  # SFT hears of them
+    left = questions(FACTS)
+    rng.shuffle(left)
+    files: dict[str, list[Row]] = {}
+    for name, size in SIZES.items():
+        taken = [asked for asked in left if name != "sft" or asked[0] in told][:size]
+        left = [asked for asked in left if asked not in taken]
+        files[name] = [_row(*asked) for asked in taken]
+    files["ppo"] = [_row(*asked) for asked in left]
+    return answered(files, "answer")
+
+
+def _row(question: str, answer: str) -> Row:
+    return {"prompt": f"{question}\n", "answer": answer}
 
 
 if __name__ == "__main__":
