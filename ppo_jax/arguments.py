@@ -130,7 +130,17 @@ class IndexArgs:
     results: str = "experiments/results"  # folder of folders with a summary.csv
 
 
-SWITCHES = ("--compile",)  # flags of these commands that mean True where they stand alone
+@dataclass(frozen=True)
+class SweepArgs:
+    """Which cells of a sweep are run, and how many at a time."""
+
+    list: bool = False  # show the cells, and run none
+    only: tuple[str, ...] = ()  # cells by name, also lam=* or lam=0/seed3; none: all
+    index: int | None = None  # the one at this place of the list, from 0
+    jobs: int = 1  # processes at a time
+
+
+SWITCHES = ("--compile", "--list")  # flags of these commands that mean True where they stand alone
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
@@ -201,6 +211,8 @@ RANGES = {
     "devices": "[1, inf)",
     "mean_response": "[1, inf)",
     "join_seconds": "[1, inf)",
+    "index": "[0, inf)",
+    "jobs": "[1, inf)",
     "window": "(0, 1]",
     "tokens": "[0, inf)",
 }

@@ -1,15 +1,20 @@
 """Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`), and
 where they train a model before it SFT and REWARD_MODEL (Configs of those two commands). JUDGE is
-what `ppo-jax eval` decides by where REWARD is not the aim itself: a rule, as REWARD is."""
+what `ppo-jax eval` decides by where REWARD is not the aim itself: a rule, as REWARD is.
+
+A file may start from another one: `PARENT = load_experiment("arithmetic")` gives it all that it
+does not define itself, `BASE = replace(PARENT.base, **{"ppo.epochs": 1})` a little of it changed.
+GRID or RUNS, SEEDS and METRICS make it a sweep (`variants`); these a PARENT does not hand on.
+"""
 
 import ast
 import difflib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from ppo_jax.config import Config
@@ -21,7 +26,11 @@ from ppo_jax.rewards.base import Part, parse_rewards
 
 # Where bare names are looked up: of experiments, and of what `ppo-jax bench` times.
 EXPERIMENTS, WORKLOADS = "experiments", "experiments/bench"
+ABLATIONS = "experiments/ablations"  # where bare names are looked up that EXPERIMENTS lacks
 JUDGE = "judge."  # before the name of a part of JUDGE
+SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS")  # names of a file that `ppo-jax sweep` reads
+# Path of a file that is being run, and the experiment files that it has loaded.
+_running: list[tuple[Path, list[Path]]] = []
 
 
 class Experiment(NamedTuple):
@@ -35,6 +44,8 @@ class Experiment(NamedTuple):
     reward_model: Config | None = None  # REWARD_MODEL of the file
     environment: DeviceEnv | HostEnv | None = None  # ENVIRONMENT, which the policy talks with
     judge: Any = None  # JUDGE of the file, in the form of REWARD
+    sweep: Mapping[str, Any] = MappingProxyType({})  # those of SWEEP that the file defines
+    loaded: tuple[Path, ...] = ()  # experiment files that it starts from, whose code is its own too
 
 
 def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Experiment:
@@ -44,7 +55,8 @@ def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Expe
     line), or if BASE or REWARD is missing or not what it should be.
     """
     path = find_experiment(name_or_path, folder)
-    module = _run_file(path)
+    module, loaded = _run_with_others(path)
+    _inherit(module, path)
     base = _config(path, "BASE", _required(module, path, "BASE", "a ppo_jax.config.Config"))
     reward = _required(module, path, "REWARD", "a reward function, or a list with weights")
     judge = getattr(module, "JUDGE", None)
@@ -64,6 +76,8 @@ def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Expe
         reward_model=_optional(module, path, "REWARD_MODEL"),
         environment=_environment(module, path),
         judge=judge,
+        sweep={name: getattr(module, name) for name in SWEEP if hasattr(module, name)},
+        loaded=loaded,
     )
 
 
@@ -89,6 +103,8 @@ def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path
         hint = f"nearest: {known[near[0]]}" if near else f"no .py file in {given.parent}"
         raise ConfigError(f"experiment: no file {given}; {hint}")
     known = list_experiments(folder)
+    if folder == EXPERIMENTS:
+        known = list_experiments(ABLATIONS) | known
     path = known.get(str(given))
     if path is None:
         near = difflib.get_close_matches(str(given), known, n=3, cutoff=0.0)
@@ -119,6 +135,44 @@ def _files(folder: Path) -> Iterator[Path]:
     """The experiment files right in a folder, by name; `_private.py` is a part of others."""
     found = folder.glob("*.py") if folder.is_dir() else ()
     return (path.resolve() for path in sorted(found) if not path.name.startswith("_"))
+
+
+def _run_with_others(path: Path) -> tuple[ModuleType, tuple[Path, ...]]:
+    """(the file's module, the experiment files that it has loaded, and those in turn)"""
+    if any(path == other for other, _ in _running):
+        raise ConfigError(f"{path}: starts from itself")
+    _running.append((path, []))
+    try:
+        module = _run_file(path)
+    finally:
+        loaded = _running.pop()[1]
+    if _running:
+        _running[-1][1].extend((path, *loaded))
+    return module, tuple(dict.fromkeys(loaded))
+
+
+def _inherit(module: ModuleType, path: Path) -> None:
+    """What the file's PARENT has and the file does not define."""
+    parent = getattr(module, "PARENT", None)
+    if parent is None:
+        return
+    if not isinstance(parent, Experiment):
+        raise ConfigError(
+            f"{path}: PARENT is a {type(parent).__name__}; expected what load_experiment gives: "
+            'PARENT = load_experiment("arithmetic")'
+        )
+    theirs = {
+        "BASE": parent.base,
+        "REWARD": parent.reward,
+        "SFT": parent.sft,
+        "REWARD_MODEL": parent.reward_model,
+        "ENVIRONMENT": parent.environment,
+        "JUDGE": parent.judge,
+        "WORKLOAD": parent.workload,
+    }
+    for name, value in theirs.items():
+        if not hasattr(module, name):
+            setattr(module, name, value)
 
 
 def _run_file(path: Path) -> ModuleType:

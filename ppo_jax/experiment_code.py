@@ -4,30 +4,57 @@ import ast
 import hashlib
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from ppo_jax.experiment import SWEEP
 
 PACKAGE = Path(__file__).parent
 
 
-def code_sha256(path: Path) -> str | None:
-    """Of an experiment's code without its comments, its docstring and BASE, whose fields are
-    compared one by one, and of every module that it imports, by whatever way, from beside it or
-    from elsewhere on `sys.path`; installed packages have versions instead. None where it came from
-    no file."""
+def code_sha256(path: Path, loaded: Iterable[Path] = ()) -> str | None:
+    """Of an experiment's code without its comments, its docstring, what the sweep alone reads (see
+    `experiment.SWEEP`), and BASE, whose fields are compared one by one; of every module that it
+    imports, by whatever way, from beside it or from elsewhere on `sys.path`; and the same of the
+    experiment files that it has `loaded`. Installed packages have versions instead. None where it
+    came from no file."""
     if not path.is_file():
         return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    targets = lambda node: getattr(node, "targets", [getattr(node, "target", None)])
-    is_base = lambda node: "BASE" in [getattr(target, "id", None) for target in targets(node)]
-    is_text = lambda node: isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     digest = hashlib.sha256()
-    for node in tree.body:
-        if not is_base(node) and not is_text(node):
+    for file in (path, *loaded):
+        digest.update(b"" if file == path else file.name.encode())
+        for node in _computing(ast.parse(file.read_text(encoding="utf-8"))):
             digest.update(_dump(node))
-    for name, module in sorted(imported(path).items()):
-        digest.update(name.encode() + _dump(_parsed(module)))
+        for name, module in sorted(imported(file).items()):
+            digest.update(name.encode() + _dump(_parsed(module)))
     return digest.hexdigest()
+
+
+def _computing(tree: ast.Module) -> list[ast.stmt]:
+    """The statements that a run depends on. GRID and the like are none, nor is what they alone are
+    made of: another cell leaves those that are there as they were."""
+    is_text = lambda node: isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    kept = [node for node in tree.body if not is_text(node) and "BASE" not in _targets(node)]
+    names = set(SWEEP)
+    while True:
+        read = {name for node in kept for name in _read(node)}
+        apart = [node for node in kept if _targets(node) and _targets(node) <= names - read]
+        if not apart:
+            return kept
+        kept = [node for node in kept if node not in apart]
+        names |= {name for node in apart for name in _read(node)}
+
+
+def _targets(node: ast.stmt) -> set[str]:
+    """The names that an assignment gives a value."""
+    if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        return set()
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _read(node: ast.stmt) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
 
 
 def imported(path: Path) -> dict[str, Path]:

@@ -21,7 +21,7 @@ from ppo_jax.flags import (
 )
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
-from ppo_jax.usage import BENCH_USAGE, PIPELINE_USAGE, TRAIN_USAGE, USAGE
+from ppo_jax.usage import BENCH_USAGE, PIPELINE_USAGE, SWEEP_USAGE, TRAIN_USAGE, USAGE
 from ppo_jax.xla_flags import set_flags
 
 # What takes seconds to import (jax, orbax, transformers) is imported by the command that needs it,
@@ -68,7 +68,7 @@ def _dispatch(words: list[str]) -> int:
     commands = {name: functools.partial(_run, name) for name in STAGES}
     commands |= {"generate": _generate, "score": _score, "export": _export}
     commands |= {"eval": _eval, "pipeline": _pipeline, "plan": _plan, "bench": _bench}
-    commands["report"] = _report
+    commands |= {"sweep": _sweep, "report": _report}
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -216,6 +216,28 @@ def _bench(words: list[str]) -> None:
     from ppo_jax.bench import bench
 
     bench(asked, args, flags)
+
+
+def _sweep(words: list[str]) -> int:
+    from ppo_jax.experiment import ABLATIONS
+
+    if {"-h", "--help"} & {*words}:
+        print(SWEEP_USAGE.format(experiments=listed(ABLATIONS)), end="")
+        return 0
+    experiment = first_experiment("sweep", words)
+    switches, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
+    own, flags = arguments.split_words(rest)
+    args = parse(arguments.SweepArgs, f"sweep {words[0]}", _once(own, "--only"))
+    check(args)
+    from ppo_jax.sweep import sweep
+
+    return sweep(experiment, flags, args, switches)
+
+
+def _once(words: list[str], flag: str) -> list[str]:
+    """`--only a --only b` as `--only a b`."""
+    first = words.index(flag) + 1 if flag in words else len(words)
+    return [*words[:first], *(word for word in words[first:] if word != flag)]
 
 
 def _report(words: list[str]) -> None:

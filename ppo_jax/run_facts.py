@@ -63,7 +63,7 @@ def run_facts(
         "tokenizer": _tokenizer(source.tokenizer),
         "weights": _weights(source),
         "critic_weights": None if critic is None else _weights(critic),
-        "reward": code_sha256(experiment.path),
+        "reward": code_sha256(experiment.path, experiment.loaded),
         "code": _code(),
         "versions": {name: env[name.replace("-", "_")] for name in ("python", *LIBRARIES)},
         "devices": {

@@ -17,6 +17,7 @@ commands:
   plan EXPERIMENT [--device h200] [...]          time, memory and fit, before anything runs
   plan EXPERIMENT --compile --accelerator v6e-8  the same step compiled for a TPU slice or a --gpu
   bench [WORKLOAD ...] [--compare F] [...]       time iterations against what the device allows
+  sweep EXPERIMENT [--list | --only CELL] [...]  an ablation's cells, those that are not done
   report EXPERIMENT [--metrics eval/scores ...]  tables, intervals and plots of an experiment's runs
   report RUN_FOLDER | --index                    a run's page; the table of all results
 
@@ -53,6 +54,26 @@ reward-model (REWARD_MODEL), train and eval. A stage that is complete does nothi
 stopped goes on. --run.seed and --run.dir go to all, --STAGE.section.key VALUE to that stage, as
   ppo-jax pipeline arithmetic --sft.run.iterations 200 --hparams.kl_coef 0.01
 and any other flag to train and eval.
+"""
+
+SWEEP_USAGE = """\
+usage: ppo-jax sweep EXPERIMENT [--list | --only CELL ... | --index I] [--jobs N]
+                     [--section.key VALUE ...]
+
+EXPERIMENT is the path of a .py file that defines GRID or RUNS and SEEDS, or a name in experiments/
+or experiments/ablations/:
+{experiments}
+
+A cell is a variant with a seed; its run is `ppo-jax train` in RUN_DIR/EXPERIMENT/CELL-HASH/seedK.
+Done ones are skipped, half-done ones go on; one that was begun with another configuration, code or
+data is refused (code 4). SFT and reward models that cells start from are trained first.
+  --list                 the cells: index, name, seed, hash, status; nothing is run
+  --only CELL ...        by name, as lam=0.95, lam=* or lam=0.95/seed3
+  --index I              the one at this place of the list, from 0: a task of an array, a TPU VM
+  --jobs N               processes at a time on this machine; 1 where one holds the TPU
+  --strict_resume, --allow_config_change   as of `ppo-jax train`
+Any field of BASE is a flag for all cells, and --sft.key that of a stage. The exit code is that of
+the first run that failed; the others are run all the same.
 """
 
 BENCH_USAGE = """\

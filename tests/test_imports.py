@@ -41,7 +41,9 @@ ORDER = """
     eval_report eval_run
     report_stats report_cells report_tables report_plots report_html report_index
     report_tokens report
-    commands pipeline flags main __main__
+    commands pipeline flags
+    variants grid standing jobs sweep
+    main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.
 ANY_POLICY = {"gae": set(), "estimators": {"errors", "gae", "masked"}, "losses": {"errors"}}

@@ -1,0 +1,29 @@
+"""What lambda of GAE does where one reward comes at the end: sums, right or wrong.
+
+    ppo-jax sweep gae_lambda        (--list shows the cells, --jobs 2 runs two at a time)
+    ppo-jax report gae_lambda
+
+Question: does a policy that is paid once, after its last token, learn less the more an advantage
+leans on the critic (lambda below 1)?
+
+Published: RLOO (Ahmadian et al. 2024, arXiv 2402.14740) finds lambda 1 best in RLHF and the reward
+falling monotonically towards lambda 0. VC-PPO (arXiv 2503.01491) and VAPO (arXiv 2504.05118): with
+lambda 0.95 a reward at the end decays on its way to the first tokens, by 0.95^n over n of them. In
+control 0.9 to 0.95 is usual.
+
+Prediction, before any run: lambda 0 has the fewest held-out sums right, by more than its interval,
+the rest rises with lambda. A response is 4 tokens, over which 0.95 leaves 0.86 of the reward and
+0.9 leaves 0.73: between 0.9, 0.95 and 1 five seeds show no difference; 0.5, which leaves 0.13, lies
+below them. It fails if lambda 0 is not the lowest, or if 0.95 beats 1 by more than the interval.
+
+Hardware: 25 runs of 2 to 3 minutes on one CPU core, and SFT of 40 s for each of the five seeds.
+"""
+
+from ppo_jax.experiment import load_experiment
+
+PARENT = load_experiment("arithmetic")
+BASE = PARENT.base  # lambda 1, gamma 1, no KL penalty
+
+GRID = {"hparams.lam": (0.0, 0.5, 0.9, 0.95, 1.0)}
+SEEDS = range(5)
+METRICS = ("eval/scores", "objective/scores", "value/explained_variance")
