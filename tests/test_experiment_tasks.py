@@ -191,15 +191,15 @@ def test_the_rule_of_the_dialogue(monkeypatch):
         ("Hi! When do you open?", "Gladly! We open at nine.", 1.0),
         ("When do you open?", "Gladly! We open at nine, and that since I was a child.", 0.75),
         ("When do you open?", "Whatever. At nine.", 0.5),
-        ("When do you open?", "At nine. At six. Thank you!", 0.5),
-        ("When do you open?", "Of course, at six.", 0.5),
-        ("When do you close?", "Of course, at six.", 1.0),
-        ("When do you close?", "", 0.0),
-        ("When do you close?", "Who cares " * 5, -0.25),
+        ("When do you open?", "At nine. By the bridge. Thank you!", 0.5),
+        ("When do you open?", "Of course, by the bridge.", 0.5),
+        ("Where are you?", "Of course, by the bridge.", 1.0),
+        ("What is a bread?", "", 0.0),
+        ("What is a bread?", "Who cares " * 5, -0.25),
     ):
         assert world.true_rule(ask(prompt), response) == pytest.approx(score)
     questions = [way for ways in world.FACTS.values() for way in ways]
-    assert len(set(questions)) == 36
+    assert len(set(questions)) == 12
     for name in PAIRS:
         for row in rows("dialogue", name):
             chosen, rejected = (world.true_rule(row["prompt"], row[x]) for x in list(row)[1:])
