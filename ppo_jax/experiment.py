@@ -93,7 +93,10 @@ def all_parts(experiment: Experiment) -> list[Part]:
 
 
 def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path:
-    """The experiment file of that path or bare name; ConfigError with the nearest if none."""
+    """The experiment file of that path or name, which may name a folder within (`ablations/x`).
+
+    ConfigError with the nearest if there is none.
+    """
     given = Path(name_or_path).expanduser()
     if given.suffix == ".py":
         if given.is_file():
@@ -105,6 +108,9 @@ def find_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Path
     known = list_experiments(folder)
     if folder == EXPERIMENTS:
         known = list_experiments(ABLATIONS) | known
+    if given.parent.parts and not given.is_absolute() and ".." not in given.parts:
+        within = list_experiments(f"{folder}/{given.parent.as_posix()}")
+        known |= {f"{given.parent.as_posix()}/{name}": path for name, path in within.items()}
     path = known.get(str(given))
     if path is None:
         near = difflib.get_close_matches(str(given), known, n=3, cutoff=0.0)

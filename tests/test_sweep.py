@@ -9,6 +9,7 @@ import pytest
 from faults.launch import here
 from ppo_jax.config import HParams, replace
 from ppo_jax.config_io import to_dict
+from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import ABLATIONS, list_experiments, load_experiment
 from ppo_jax.flags import read_config, stage
 from ppo_jax.grid import read_grid
@@ -259,6 +260,9 @@ def test_a_typo_in_a_flag_shows_the_nearest(write):
 def test_every_ablation_is_a_sweep_that_says_what_it_expects(name):
     experiment = load_experiment(name)
     assert experiment.path.parent.name == "ablations" and name not in list_experiments()
+    assert load_experiment(f"ablations/{name}").path == experiment.path
+    with pytest.raises(ConfigError, match=f"nearest: .*ablations/{name}"):
+        load_experiment(f"ablations/{name}s")
     grid = read_grid(experiment)
     assert len(grid.cells) >= 2 * len(grid.seeds) and len(grid.seeds) >= 5
     assert f"ppo-jax sweep {name}" in experiment.doc
