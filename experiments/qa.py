@@ -9,7 +9,9 @@ device.
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 Hardware: two CPU cores.
 
-Expected: not yet measured.
+Expected: more right than SFT's best of four. Seen with seed 0, 256 held-out questions at temperature
+1: SFT 0.281, its best of four 0.449, PPO 0.725 after 160 iterations (8 min on one of two busy CPU
+cores). Other seeds not yet run.
 """
 
 from ppo_jax.config import (
@@ -51,7 +53,7 @@ BASE = Config(
     rollout=RolloutOptions(batch_size=512, max_new_tokens=8),
     ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=1),
     optim=OptimOptions(schedule="linear"),
-    run=RunOptions(iterations=100, eval_every=25),
+    run=RunOptions(iterations=160, eval_every=40),
     hparams=HParams(
         learning_rate=4e-4,
         critic_learning_rate=1e-3,
