@@ -9,9 +9,9 @@ device.
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 Hardware: two CPU cores.
 
-Expected: more right than SFT's best of four. Seen with seed 0, 256 held-out questions at temperature
-1: SFT 0.281, its best of four 0.449, PPO 0.725 after 160 iterations (8 min on one of two busy CPU
-cores). Other seeds not yet run.
+Expected: more right than SFT's best of four. Seen with seed 0, 256 held-out questions at
+temperature 1: SFT 0.281, its best of four 0.449, PPO 0.725 after 160 iterations (8 min on one of
+two busy CPU cores). Other seeds not yet run.
 """
 
 from ppo_jax.config import (
