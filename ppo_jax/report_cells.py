@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 from ppo_jax.errors import ConfigError, DataError, PPOJaxError, StorageError
 from ppo_jax.metrics import read_metrics
 from ppo_jax.report_stats import as_number, number_of
-from ppo_jax.run_folder import RunFolder, run_folder
+from ppo_jax.run_folder import SWEEP, RunFolder, run_folder
 from ppo_jax.stages import STAGES
 
-SWEEP = "sweep.json"  # which cells a sweep has, beside their folders
 DONE = "done"
 KL, SCORES = "objective/kl", "objective/scores"
 # Of runs that no sweep has made, those that are there.

@@ -33,6 +33,7 @@ BAD_PATH = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 SENT = "COMMIT"  # COMMIT or COMMIT+changes, by experiments/launch/tpu.sh
 SHARED_SECONDS = 10.0  # for a new file to be seen on other machines: file systems cache what lacks
 # The last holds the lexicon of a reward.
+SWEEP = "sweep.json"  # which cells a sweep has, beside their folders
 LIBRARIES = (
     "jax jaxlib flax optax chex orbax-checkpoint numpy transformers tokenizers vaderSentiment"
 ).split()

@@ -18,12 +18,10 @@ from ppo_jax.errors import CheckpointError, ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.grid import Cell, Grid, read_grid
 from ppo_jax.jobs import Ended, Job, run_jobs
-from ppo_jax.run_folder import run_folder, run_path
+from ppo_jax.run_folder import SWEEP, run_folder, run_path
 from ppo_jax.standing import Standing, standing, status_of
 from ppo_jax.storage import as_path, on_gcs, write_atomic
 from ppo_jax.text import visible
-
-SWEEP = "sweep.json"
 
 
 class Found(NamedTuple):
