@@ -138,9 +138,14 @@ class SweepArgs:
     only: tuple[str, ...] = ()  # cells by name, also lam=* or lam=0/seed3; none: all
     index: int | None = None  # the one at this place of the list, from 0
     jobs: int = 1  # processes at a time
+    vmap: bool = False  # cells of one shape as one compiled program, whatever their seeds
 
 
-SWITCHES = ("--compile", "--list")  # flags of these commands that mean True where they stand alone
+SWITCHES = (
+    "--compile",
+    "--list",
+    "--vmap",
+)  # flags of these commands that mean True where they stand alone
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:

@@ -43,6 +43,8 @@ class Book:
     clock: float  # when the last iteration was read
     saved: float  # when the last save began
     progress: console.Update = lambda done, metrics: None
+    name: str = ""  # of the run, before its warnings, where several share the screen
+    share: int = 1  # runs that share an iteration's seconds
     best_of: list[float] = dataclasses.field(default_factory=list)  # run.keep_best since then
     best_seen: bool = False  # that there is such a metric
     times: dict[str, float] = dataclasses.field(default_factory=dict)  # for the next line
@@ -129,10 +131,10 @@ def read(book: Book, done: Finished) -> None:
     book.votes.count()
     now = time.monotonic()
     seconds, book.clock = now - book.clock, now
-    metrics |= done.times | book.times | {"time/iteration": seconds}
+    metrics |= done.times | book.times | {"time/iteration": seconds / book.share}
     book.times = {}
     metrics["memory/peak_bytes"] = peak_memory_bytes()
-    metrics["eps"] = config.rollout.batch_size / max(seconds, 1e-9)
+    metrics["eps"] = config.rollout.batch_size / max(metrics["time/iteration"], 1e-9)
     metrics |= throughput(metrics, config.rollout.batch_size)
     if book.failed:
         metrics["ckpt/failed"] = book.failed
@@ -143,7 +145,7 @@ def read(book: Book, done: Finished) -> None:
         _log(book, functools.partial(book.log.write_samples, done.step, shown))
         book.progress(done.step + 1, metrics)
         for line in (*_unscored(book.run, done), *book.alarms.look(done.step, metrics)):
-            console.warn(line)
+            _warn(book, line)
     _note_best(book, metrics)
     # Two are under way at most, and the save waits for both; a third where the others are to know.
     ordinary = seconds - metrics.get("compile/seconds", 0.0)
@@ -222,7 +224,11 @@ def _attempt(book: Book, act: Callable[[], None]) -> None:
         raise
     except StorageError as error:
         book.failed += 1
-        console.warn(f"{error}; the run goes on, {_on_disk(book.saver)}")
+        _warn(book, f"{error}; the run goes on, {_on_disk(book.saver)}")
+
+
+def _warn(book: Book, line: str) -> None:
+    console.warn(f"{book.name}: {line}" if book.name else line)
 
 
 def save_and_end(book: Book, pending: Finished | None, step: int, state: TrainState) -> None:
@@ -240,7 +246,7 @@ def wait_for(book: Book, step: int) -> None:
     except StorageError as error:
         if book.saver.durable != step:
             raise
-        console.warn(str(error))  # of an older checkpoint
+        _warn(book, str(error))  # of an older checkpoint
 
 
 def _check_finite(book: Book, step: int, state: TrainState) -> None:

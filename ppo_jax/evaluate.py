@@ -29,6 +29,12 @@ def make_evaluation(setup: Setup):
 
 
 def make_examination(setup: Setup, *, greedy: bool = False, reference: Decoder | None = None):
+    """`examination`, compiled by the first call, for good; all rows of it on every device."""
+    examine = examination(setup, greedy=greedy, reference=reference)
+    return program(Built({}, {}), "examination", examine, replicated(setup.mesh))
+
+
+def examination(setup: Setup, *, greedy: bool = False, reference: Decoder | None = None):
     """`examine(params, moving_ref, frozen, temperature, prompts, key) -> (rollout, raw device
     scores, log-probabilities)`, as `make_evaluation` and with `response_logprobs`.
 
@@ -49,7 +55,7 @@ def make_examination(setup: Setup, *, greedy: bool = False, reference: Decoder |
         sums = by_microbatch(read, rollout, parts)
         return rollout._replace(values_BT=None, kept_ids_BTK=None), raw, sums
 
-    return program(Built({}, {}), "examination", examined, replicated(setup.mesh))
+    return examined
 
 
 def response_logprobs(

@@ -4,7 +4,7 @@ A run's own evaluations go into its log as `eval/...`; `ppo-jax eval` tells more
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import jax
@@ -121,24 +121,38 @@ def answer_all(run: Run, ask: Ask, *, samples: int = 1, seed: int) -> Answers | 
     first one calls rewards in Python, and it alone has the answers; elsewhere None. Raises
     RewardError in all.
     """
-    key = jax.random.fold_in(jax.random.key(seed), EVAL_KEY)
-    key, size = put_replicated(run.setup.mesh, key), run.config.rollout.batch_size
-    total, pieces = samples * len(run.dataset.prompts), []
+    key, pieces = put_replicated(run.setup.mesh, question_key(seed)), []
+    for prompts, count in questions(run, samples):
+        found = jax.device_get(ask(put_batch(run.setup.mesh, prompts), key))
+        pieces.append(answers_of(run, samples, count, prompts, *found))
+    return joined(pieces) if is_writer() else None
+
+
+def question_key(seed: int) -> Array:
+    """By which the responses to held-out prompts are drawn."""
+    return jax.random.fold_in(jax.random.key(seed), EVAL_KEY)
+
+
+def questions(run: Run, samples: int) -> Iterator[tuple[Prompts, int]]:
+    """All rows of `run.dataset`, `samples` times each, in batches as an iteration's; and how many
+    sequences of each count: the last batch is filled up with its last one."""
+    size, total = run.config.rollout.batch_size, samples * len(run.dataset.prompts)
     for start in range(0, total, size):
-        # The last batch is filled up with its last sequence, which is not counted again.
         index_B = np.minimum(np.arange(start, start + size), total - 1)
         prompts = data.prompt_rows(
             run.dataset, index_B // samples, pad_id=run.pad_id, width=run.width
-        )._replace(sample_index_B=(index_B % samples).astype(np.int32))
-        found = jax.device_get(ask(put_batch(run.setup.mesh, prompts), key))
-        real = slice(0, min(size, total - start))
-        cut = jax.tree.map(lambda x, real=real: np.asarray(x)[real], (prompts, *found))
-        pieces.append(_piece(run, samples, *cut))
-    return _joined(pieces) if is_writer() else None
+        )
+        numbers_B = (index_B % samples).astype(np.int32)
+        yield prompts._replace(sample_index_B=numbers_B), min(size, total - start)
 
 
-def _piece(run: Run, samples: int, prompts: Prompts, rollout: Rollout, raw: Raw, sums: Raw):
-    """The answers of a batch, on the first process."""
+def answers_of(
+    run: Run, samples: int, count: int, prompts: Prompts, rollout: Rollout, raw: Raw, sums: Raw
+) -> Answers | None:
+    """The answers of a batch, of which `count` rows count, on the first process."""
+    prompts, rollout, raw, sums = jax.tree.map(
+        lambda x: np.asarray(x)[:count], (prompts, rollout, raw, sums)
+    )
     raw = score_everywhere(run, prompts, rollout, raw, EVAL_KEY)
     if not is_writer():
         return None
@@ -160,7 +174,7 @@ def _piece(run: Run, samples: int, prompts: Prompts, rollout: Rollout, raw: Raw,
     )
 
 
-def _joined(pieces: list[Answers]) -> Answers:
+def joined(pieces: list[Answers]) -> Answers:
     """The answers of all batches; a part without a name in some of them has no scores there."""
     join = lambda of: np.concatenate([of(piece) for piece in pieces])
     names = dict.fromkeys(name for piece in pieces for name in piece.parts)

@@ -170,6 +170,8 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         for name, value in now[kind].items()
         if name in old and old[name] != value  # an older version recorded less
     ]
+    if then.get("together", False) != now.get("together", False):
+        inexact.append("now alone" if then.get("together") else "now with other runs in a program")
     if then.get("code") != now["code"]:
         inexact.append("ppo_jax's code is not what it was")
     return Changes(structural, harmless, inexact)

@@ -14,7 +14,7 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.model import decode_step, prefill, unembed, value_head
 from ppo_jax.rope import positions_from_mask
-from ppo_jax.sharding import BATCH, REPLICATED, batch_devices, manual_axes
+from ppo_jax.sharding import BATCH, REPLICATED, RUNS, batch_devices, manual_axes
 from ppo_jax.slots import State
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 from ppo_jax.weight_sharding import whole_logits
@@ -37,6 +37,7 @@ def sample(
     *,
     greedy: bool = False,
     environment: DeviceEnv | None = None,
+    together: bool = False,
 ) -> Rollout:
     """Continue each prompt until a stop id or `max_new_tokens`; or hold a dialogue with the
     `environment`, whose `tables` these are, until it is over.
@@ -44,7 +45,10 @@ def sample(
     Runs per device, without collectives: the loops end when this device's rows have, and
     `options.slots` are this device's. `params` is the rollout copy of the trunk, `head` the value
     head on it. Each row draws from keys of its own (sequence id, position) and depends on no other.
+    `together`: one of several runs under a `jax.vmap` over RUNS, whose loops end when those of all
+    have: a predicate of each would have XLA select between old and new caches at every token.
     """
+    most = functools.partial(jax.lax.pmax, axis_name=RUNS) if together else lambda x: x
     (B, P), T = prompts.ids_BP.shape, options.max_new_tokens
     draw = _drawer(decoder, options, params, head, prompts, key, temperature, greedy=greedy)
     emit = _emitter(decoder, options, draw, environment, tables)
@@ -67,7 +71,8 @@ def sample(
         row_W, t_W, token_W, live_W = state.slots
         column_W = P + t_W - 1  # where the token drawn last goes
         visible_WS = _between(first_column_B[row_W], column_W, P + T)
-        reach = kv_cache.blocks_reached(state.caches, jnp.max(jnp.where(live_W, column_W, 0)))
+        furthest = most(jnp.max(jnp.where(live_W, column_W, 0)))
+        reach = kv_cache.blocks_reached(state.caches, furthest)
         position_W = last_position_B[row_W] + t_W
         hidden_WD, caches = decode_step(
             decoder, params, token_W, position_W, visible_WS, state.caches, column_W, reach
@@ -80,7 +85,7 @@ def sample(
     if environment is not None:
         opened = dialogue.opened(environment, options, tables, state.record, prompts, key)
         state = state._replace(record=opened)
-    state = slots.run(state, B, options.compactions, fill, step)
+    state = slots.run(state, B, options.compactions, fill, step, most)
     rollout = record.as_rollout(prompts, state.record, state.steps)
     if environment is None:
         return rollout
@@ -154,16 +159,19 @@ def sharded_sample(
     greedy: bool = False,
     under: Literal["shard_map", "pmap"] = "shard_map",
     environment: DeviceEnv | None = None,
+    together: bool = False,
 ):
     """`sample` on every device's rows: the same signature less the static arguments, global arrays;
-    `tables` with an environment alone.
+    `tables` with an environment alone; `together` as for `sample`.
 
     Under `shard_map` the devices of `data` and `fsdp` each run a program of their own, among whose
     `tensor` devices the compiler splits heads and matrices. Under `pmap` there is `data` alone.
     """
     if options.slots is not None:
         options = dataclasses.replace(options, slots=options.slots // batch_devices(mesh))
-    per_device = functools.partial(sample, decoder, options, greedy=greedy, environment=environment)
+    per_device = functools.partial(
+        sample, decoder, options, greedy=greedy, environment=environment, together=together
+    )
     tables = 0 if environment is None else 1  # arguments more
     if under == "pmap":
         return _under_pmap(mesh, per_device, tables)

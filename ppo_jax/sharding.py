@@ -22,6 +22,7 @@ from ppo_jax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # rows of a batch
 REPLICATED = P()
+RUNS = "runs"  # axis of runs that share a program: of the `jax.vmap` over them, and of their mesh
 
 
 def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
@@ -33,6 +34,14 @@ def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     sizes = parallel.sizes(len(devices))
     return Mesh(_grid(sizes, devices[: math.prod(sizes)]), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def make_runs_mesh(runs: int) -> Mesh:
+    """Mesh of as many of the first devices as share `runs` runs evenly; each run is on one."""
+    devices = jax.devices()
+    count = max(n for n in range(1, min(runs, len(devices)) + 1) if runs % n == 0)
+    grid = np.asarray(devices[:count]).reshape(-1, 1, 1, 1)
+    return Mesh(grid, (RUNS, *AXES), axis_types=(AxisType.Auto,) * 4)
 
 
 def _grid(sizes: tuple[int, int, int], devices: list) -> np.ndarray:

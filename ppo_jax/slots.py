@@ -79,11 +79,13 @@ def run(
     compactions: int,
     fill: Callable[[State, int], State],
     step: Callable[[State], State],
+    most: Callable[[Array], Array],
 ) -> State:
     """Decode `rows` rows to their ends.
 
     `fill(state, count)` prefills the next `count` rows into free slots, `step` draws one token for
     every slot. Without a queue (as many slots as rows) there is nothing to refill in the loop.
+    `most(x)` is the largest `x` of all runs that share the loops, in which there is no queue.
     """
     W = state.slots.live_W.shape[0]
     queue = W < rows
@@ -100,7 +102,7 @@ def run(
 
     counts = ladder(W, compactions)
     for fits in (*counts[1:], 0):
-        unfinished = lambda s, fits=fits: (s.slots.live_W.sum() > fits) | (s.queued < rows)
+        unfinished = lambda s, fits=fits: (most(s.slots.live_W.sum()) > fits) | (s.queued < rows)
         state = lax.while_loop(unfinished, body, state)
         queue = False
         state = _compact(state, fits) if fits else state

@@ -92,6 +92,7 @@ def sample_with(
             greedy=greedy,
             under=under,
             environment=setup.environment,
+            together=setup.together,
         )
         if setup.environment is None:
             return sample(policy, head, prompts._replace(columns={}), key, temperature)

@@ -4,24 +4,29 @@ would be by itself: done ones are skipped, half-done ones go on, changed ones ar
     <run.dir>/<experiment>/sweep.json                      the cells, for `ppo-jax report`
     <run.dir>/<experiment>/<name>-<hash>/seed<k>/          a run folder each
     <run.dir>/<experiment>/sft/seed<k>/                    what cells of that seed start from
+
+With `--vmap` cells that differ in seeds and hyper-parameters alone share a program.
 """
 
 import difflib
 import fnmatch
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ppo_jax import vmapped
 from ppo_jax.arguments import SweepArgs, TrainArgs
 from ppo_jax.errors import CheckpointError, ConfigError, StorageError
 from ppo_jax.experiment import Experiment
 from ppo_jax.grid import Cell, Grid, read_grid
 from ppo_jax.jobs import Ended, Job, run_jobs
+from ppo_jax.preemption import Preemption, watch
 from ppo_jax.run_folder import SWEEP, run_folder, run_path
 from ppo_jax.standing import Standing, standing, status_of
 from ppo_jax.storage import as_path, on_gcs, write_atomic
 from ppo_jax.text import visible
+from ppo_jax.vmapped_train import train_together
 
 
 class Found(NamedTuple):
@@ -64,16 +69,44 @@ def sweep(
         command = f"ppo-jax {stages[0].cell.command} {experiment.path} {flags}"
         raise ConfigError(f"--index: {root} has no locks; before the machines begin: {command}")
     print(f"{root}: {len(cells)} cells, {len(cells) - len(left)} of them done", flush=True)
-    jobs = [_job(experiment, one.cell, stages, switches) for one in [*stages, *left]]
+    groups = _groups(left) if args.vmap else [[one] for one in left]
+    if len(groups) == 1 and len(left) > 1 and not stages:
+        return _run_together(experiment, left, switches)
+    jobs = [_job(experiment, one.cell, stages, switches) for one in stages]
+    jobs += [_group_job(experiment, group, stages, words, switches) for group in groups]
     ended = run_jobs(jobs, args.jobs)
-    print("\n".join(_summary(experiment, [*stages, *left], ended)), flush=True)
+    print(
+        "\n".join(_summary(experiment, [*stages, *left], _each(experiment, groups, ended))),
+        flush=True,
+    )
     return ended.code
+
+
+def _groups(cells: Sequence[Found]) -> list[list[Found]]:
+    """The cells that share a program, those of each together."""
+    shapes: dict[Any, list[Found]] = {}
+    for one in cells:
+        shapes.setdefault(vmapped.shape_of(one.cell.config), []).append(one)
+    return list(shapes.values())
+
+
+def _run_together(experiment: Experiment, cells: Sequence[Found], switches: TrainArgs) -> int:
+    """The cells in this process, as one program; the exit code."""
+    preemption = Preemption()
+    with watch(preemption):
+        configs = [one.cell.config for one in cells]
+        failed = train_together(configs, experiment, switches, preemption)
+    said = f"{len(cells) - len(failed)} runs done, {len(failed)} failed"
+    print("\n".join([f"{experiment.name}: {said}", *map(visible, failed)]), flush=True)
+    return next((error.exit_code for error in failed.values()), 0)
 
 
 def _chosen(grid: Grid, args: SweepArgs) -> list[int]:
     """Indices of the cells that are asked for."""
     every = range(len(grid.cells))
     if args.index is not None:
+        if args.vmap:
+            raise ConfigError("--index: beside --vmap; expected one of the two")
         if args.only:
             raise ConfigError("--index: beside --only; expected one of the two")
         if args.index not in every:
@@ -115,6 +148,28 @@ def _job(experiment: Experiment, cell: Cell, stages: Sequence[Found], switches: 
     shared = is_done if cell.command != "train" else None  # cells on other machines need it as well
     words = (cell.command, str(experiment.path), *cell.words, *on)
     return Job(cell.dir, words, tuple(before), shared)
+
+
+def _group_job(
+    experiment: Experiment,
+    group: Sequence[Found],
+    stages: Sequence[Found],
+    words: Sequence[str],
+    switches: TrainArgs,
+) -> Job:
+    """The command of a cell; of several, the sweep of these alone."""
+    jobs = [_job(experiment, one.cell, stages, switches) for one in group]
+    if len(jobs) == 1:
+        return jobs[0]
+    on = [f"--{name}" for name, is_on in vars(switches).items() if is_on]
+    names = [one.name for one in group]
+    command = ("sweep", str(experiment.path), *words, *on, "--vmap", "--only", *names)
+    after = tuple(dict.fromkeys(name for job in jobs for name in job.after))
+    return Job(_name_of(group), command, after)
+
+
+def _name_of(group: Sequence[Found]) -> str:
+    return group[0].name if len(group) == 1 else f"{len(group)} cells from {group[0].name} on"
 
 
 def _write_cells(grid: Grid) -> Path:
@@ -179,15 +234,30 @@ def _table(found: Sequence[Found]) -> list[str]:
     ]
 
 
-def _summary(experiment: Experiment, asked: Sequence[Found], ended: Ended) -> list[str]:
+def _each(
+    experiment: Experiment, groups: Sequence[Sequence[Found]], ended: Ended
+) -> dict[str, int]:
+    """Exit codes by run; of one in a group, that of the group unless the run itself is done."""
+    codes = dict(ended.codes)
+    for group in groups:
+        code = codes.pop(_name_of(group), None)
+        if code is None:
+            continue
+        for one in group:
+            folder = run_folder(run_path(one.cell.config.run, experiment.name))
+            codes[one.name] = 0 if status_of(folder).get("status") == "done" else code
+    return codes
+
+
+def _summary(experiment: Experiment, asked: Sequence[Found], codes: Mapping[str, int]) -> list[str]:
     """What became of the runs, and why of those that failed."""
     names = [one.name for one in asked]
-    failed = [one for one in asked if ended.codes.get(one.name)]
-    left = [name for name in names if name not in ended.codes]
+    failed = [one for one in asked if codes.get(one.name)]
+    left = [name for name in names if name not in codes]
     done = len(names) - len(failed) - len(left)
     lines = [f"{experiment.name}: {done} runs done, {len(failed)} failed, {len(left)} not begun"]
     for one in failed:
         folder = run_folder(run_path(one.cell.config.run, experiment.name))
         said = f" ({error})" if (error := status_of(folder).get("error")) else ""
-        lines.append(visible(f"  {one.name}: exit code {ended.codes[one.name]}{said}"))
+        lines.append(visible(f"  {one.name}: exit code {codes[one.name]}{said}"))
     return lines

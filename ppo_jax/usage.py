@@ -57,7 +57,7 @@ and any other flag to train and eval.
 """
 
 SWEEP_USAGE = """\
-usage: ppo-jax sweep EXPERIMENT [--list | --only CELL ... | --index I] [--jobs N]
+usage: ppo-jax sweep EXPERIMENT [--list | --only CELL ... | --index I] [--jobs N] [--vmap]
                      [--section.key VALUE ...]
 
 EXPERIMENT is the path of a .py file that defines GRID or RUNS and SEEDS, or a name in experiments/
@@ -71,6 +71,8 @@ data is refused (code 4). SFT and reward models that cells start from are traine
   --only CELL ...        by name, as lam=0.95, lam=* or lam=0.95/seed3
   --index I              the one at this place of the list, from 0: a task of an array, a TPU VM
   --jobs N               processes at a time on this machine; 1 where one holds the TPU
+  --vmap                 cells that differ in seeds and hparams alone run as one compiled program,
+                         dealt to the devices; rewards must be part of the program
   --strict_resume, --allow_config_change   as of `ppo-jax train`
 Any field of BASE is a flag for all cells, and --sft.key that of a stage. The exit code is that of
 the first run that failed; the others are run all the same.

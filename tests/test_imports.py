@@ -32,7 +32,7 @@ ORDER = """
     stages loading critics first_weights classifier compiled evaluate experiment experiment_code
     reward_process
     prepare host_dialogue programs run_header run_facts resume evaluation samples kind tuning_run
-    sft reward_model book loop train
+    sft reward_model opening book loop train
     workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice
     plan_report foreseen planned
     hlo hlo_collectives hlo_kernels compile_report compile_check plan
@@ -42,7 +42,7 @@ ORDER = """
     report_stats report_cells report_tables report_plots report_html report_index
     report_tokens report
     commands pipeline flags
-    variants grid standing jobs sweep
+    variants grid standing jobs vmapped vmapped_train sweep
     main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.

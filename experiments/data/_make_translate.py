@@ -12,7 +12,7 @@ import random
 from _files import write
 from _rows import Row, answered, disjoint
 
-SIZES = {"sft": 600, "sft_eval": 200, "ppo": 1800, "eval": 256}
+SIZES = {"sft": 600, "sft_eval": 200, "ppo": 6000, "eval": 256}
 LONGEST = 46  # bytes of a German sentence
 
 # English, plural, German, gender, German plural

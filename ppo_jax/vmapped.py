@@ -1,0 +1,165 @@
+"""Several runs of one shape as one program: `jax.vmap` over their states, hyper-parameters, prompts
+and keys.
+
+What is alike in all runs, by value, is in the program once. The rest has a leading axis of runs,
+which are dealt to the devices of a mesh of their own: a run is on one device, and speaks to no
+other. Under `vmap` a branch is computed for all runs and a loop goes on for all, so these have no
+queue of rows and no parts by tokens, and the decode loop ends when the last row of all runs has.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppo_jax.compiled import KEEP, Built, program
+from ppo_jax.config import Config, ParallelOptions, replace
+from ppo_jax.decoder import make_decoder
+from ppo_jax.errors import ConfigError
+from ppo_jax.evaluate import examination
+from ppo_jax.evaluation import Answers, answers_of, joined, metrics, question_key, questions
+from ppo_jax.kind import PPO
+from ppo_jax.prepare import Opened, Run, make_setup
+from ppo_jax.programs import Finished, Stepper
+from ppo_jax.setup import Setup
+from ppo_jax.sharding import RUNS, make_runs_mesh
+from ppo_jax.step import train_step
+from ppo_jax.types import Prompts, PyTree, TrainState
+
+
+class Together(NamedTuple):
+    """Runs that share a program; arrays [N, ...] of N runs."""
+
+    runs: list[Run]
+    setup: Setup  # of the program
+    hparams: PyTree
+    states: TrainState
+    frozen: PyTree
+    axes: PyTree  # of each leaf of `frozen`: 0, or None where all runs have the same
+
+
+def config_of(config: Config) -> Config:
+    """The config of a run that shares a program: on one device of its own. Raises ConfigError where
+    the run is to be on several."""
+    sizes = config.parallel.data, config.parallel.fsdp, config.parallel.tensor
+    if any(size not in (-1, 1) for size in sizes) or config.parallel.offload != "none":
+        name = next(
+            (n for n, s in zip(("data", "fsdp", "tensor"), sizes, strict=True) if s not in (-1, 1)),
+            "offload",
+        )
+        said = f"parallel.{name}={getattr(config.parallel, name)}"
+        raise ConfigError(f"{said}: runs that share a program are on a device each; leave it out")
+    return dataclasses.replace(config, parallel=ParallelOptions(data=1, fsdp=1, tensor=1))
+
+
+def shape_of(config: Config) -> Any:
+    """What runs that share a program have in common: all but seed, folder and the values of
+    hyper-parameters; hashable."""
+    given = {key: value is not None for key, value in vars(config.hparams).items()}
+    config = replace(config, **{"run.seed": 0, "run.cell": ""})
+    return dataclasses.replace(config, hparams=type(config.hparams)()), tuple(given.items())
+
+
+def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> Together:
+    """The prepared runs as one; `opened` is the first of them. Their own arrays are given up."""
+    runs = [run for run, _, _ in prepared]
+    mesh = make_runs_mesh(len(runs))
+    axes = jax.tree.map(_axis, *(frozen for _, _, frozen in prepared), is_leaf=lambda x: x is None)
+    states = _stacked(mesh, [state for _, state, _ in prepared])
+    whole = NamedSharding(mesh, P())
+    frozen = jax.tree.map(
+        lambda axis, *x: jax.device_put(x[0], whole) if axis is None else _stack(mesh, x),
+        axes,
+        *(frozen for _, _, frozen in prepared),
+        is_leaf=lambda x: x is None,
+    )
+    hparams = _stacked(mesh, [run.hparams for run in runs])
+    return Together(runs, _setup(opened, mesh), hparams, states, frozen, axes)
+
+
+def _axis(*leaves: Any) -> int | None:
+    """None where all runs have the same."""
+    first, *others = leaves
+    if first is None or all(bool(jnp.array_equal(first, other)) for other in others):
+        return None
+    return 0
+
+
+def _stacked(mesh: Mesh, trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: _stack(mesh, leaves), *trees)
+
+
+def _stack(mesh: Mesh, leaves: Sequence[Any]) -> jax.Array:
+    return jax.device_put(jnp.stack(leaves), NamedSharding(mesh, P(RUNS)))
+
+
+def _setup(opened: Opened, mesh: Mesh) -> Setup:
+    options = {"rollout.slots": None, "ppo.token_sizes": None}
+    opened = opened._replace(config=replace(opened.config, **options))
+    decoder = critic = make_decoder(opened.source.config, opened.config.model, mesh)
+    if opened.critic is not None:
+        critic = make_decoder(opened.critic.config, opened.config.model, mesh)
+    return make_setup(opened, mesh, decoder, critic)._replace(together=True)
+
+
+def run_of(tree: PyTree, index: int) -> PyTree:
+    """The arrays of one run."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def make_stepper(together: Together) -> Stepper:
+    """`dispatch` of one iteration of all runs; its Finished has their arrays [N, ...]."""
+    built, setup = Built({}, {}), together.setup
+    step = jax.vmap(
+        functools.partial(train_step, setup),
+        in_axes=(0, together.axes, 0, 0),
+        axis_name=RUNS,
+        spmd_axis_name=RUNS,
+    )
+    split, whole = NamedSharding(setup.mesh, P(RUNS)), NamedSharding(setup.mesh, P())
+    step_program = program(built, "train_step", step, (KEEP, whole, split, split), donate=True)
+
+    def dispatch(states, frozen, number: int, prompts: Prompts):
+        on_devices = jax.device_put(prompts, split)
+        stepped = step_program(states, frozen, together.hparams, on_devices)
+        states, metrics, rollout, scores_NB = stepped
+        return states, Finished(number, prompts, metrics, rollout, scores_NB, {})
+
+    return Stepper(dispatch, *built)
+
+
+def make_batch(together: Together, step: int) -> Prompts:
+    """Each run's own prompts [N, B, ...], on the host."""
+    batches = [PPO.make_batch(run, step) for run in together.runs]
+    return jax.tree.map(lambda *rows: np.stack(rows), *batches)
+
+
+def make_judge(together: Together):
+    """`judge(states, frozen)`: the metrics of the held-out prompts, of each run."""
+    setup, first = together.setup, together.runs[0]
+    assert first.held_out is not None
+    held = [run._replace(dataset=run.held_out) for run in together.runs]
+    axes = (0, 0 if together.states.ref is not None else None, together.axes, 0, None, 0)
+    examine = jax.vmap(examination(setup), in_axes=axes, axis_name=RUNS, spmd_axis_name=RUNS)
+    split, whole = NamedSharding(setup.mesh, P(RUNS)), NamedSharding(setup.mesh, P())
+    ask = program(Built({}, {}), "examination", examine, split)
+    keys = _stack(setup.mesh, [question_key(run.config.run.seed) for run in together.runs])
+
+    def judge(states: TrainState, frozen: PyTree) -> list[dict[str, float]]:
+        pieces: list[list[Answers]] = [[] for _ in held]
+        for prompts, count in questions(held[0], 1):
+            on_devices = jax.device_put(prompts, whole)
+            asked = (states.params, states.ref, frozen, together.hparams.temperature)
+            found = jax.device_get(ask(*asked, on_devices, keys))
+            for index, run in enumerate(held):
+                own = answers_of(run, 1, count, prompts, *run_of(found, index))
+                pieces[index].append(cast(Answers, own))
+        return [metrics(joined(own)) for own in pieces]
+
+    return judge

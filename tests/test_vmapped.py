@@ -1,0 +1,185 @@
+"""Runs that share a program are the runs that they would be alone."""
+
+import functools
+import json
+
+import jax
+import pytest
+
+from faults.launch import CLOCK, differences, experiment, here
+from ppo_jax import vmapped, vmapped_train
+from ppo_jax.arguments import TrainArgs
+from ppo_jax.config import replace
+from ppo_jax.errors import Preempted
+from ppo_jax.experiment import load_experiment
+from ppo_jax.grid import read_grid
+from ppo_jax.kind import PPO
+from ppo_jax.metrics import read_metrics, read_samples
+from ppo_jax.preemption import Preemption
+from ppo_jax.run_folder import run_folder
+from ppo_jax.sharding import RUNS
+from ppo_jax.step import train_step
+
+GRID = (
+    'GRID = {"hparams.lam": (0.5, 1.0), "hparams.temperature": (1.0, 0.7)}\n'
+    "REWARD = ascii_share\nSEEDS = (3, 4)\n"
+)
+FLAGS = ["--run.iterations", "4", "--run.checkpoint_every", "2", "--run.eval_every", "2"]
+OTHERWISE = ("update/padding",)  # parts by tokens have less of it, and none share a program
+# What rounding may do to values of about 1 in four iterations; entropies and KLs are sums.
+TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vmapped")
+    path = experiment(folder, reward=GRID)
+    return experiment(folder, reward=GRID, data__eval_path=str(path.parent / "prompts.jsonl"))
+
+
+def sweep(path, runs, *flags):
+    return here("sweep", str(path), "--run.dir", str(runs), *FLAGS, *flags)
+
+
+def cells(runs):
+    found = json.loads((runs / "case" / "sweep.json").read_text())["cells"]
+    return {f"{c['name']}/seed{c['seed']}": run_folder(runs / "case" / c["dir"]) for c in found}
+
+
+@pytest.fixture(scope="module")
+def together(file):
+    runs = file.parent / "together"
+    assert sweep(file, runs, "--vmap") == (0, "")
+    return runs
+
+
+def assert_alike(left, right):
+    one, other = (list(read_metrics(folder.metrics)) for folder in (left, right))
+    assert len(one) == len(other) == 4
+    for mine, theirs in zip(one, other, strict=True):
+        plain = lambda row: {
+            name: value
+            for name, value in row.items()
+            if not name.startswith(CLOCK) and name not in OTHERWISE
+        }
+        assert plain(mine) == pytest.approx(plain(theirs), rel=TOLERANCE, abs=TOLERANCE)
+    texts = lambda folder: [row["response"] for row in read_samples(folder.samples)]
+    assert texts(left) == texts(right) and len(texts(left)) == 8
+
+
+def test_each_run_is_the_one_that_it_would_be_alone(file, together):
+    found = cells(together)
+    assert len(found) == 8
+    alone = file.parent / "alone"
+    # Of the four corners: each value of each key, and each seed.
+    for name in ("lam=0.5,temperature=1/seed3", "lam=1,temperature=0.7/seed4"):
+        assert sweep(file, alone, "--parallel.data", "1", "--only", name)[0] == 0
+        assert_alike(found[name], cells(alone)[name])
+        assert json.loads(found[name].status.read_text())["status"] == "done"
+    first = [next(iter(read_samples(folder.samples)))["response"] for folder in found.values()]
+    assert len(set(first)) > 2  # runs are not copies of each other
+
+
+def test_a_signal_saves_all_and_they_go_on_bit_for_bit(file, together, monkeypatch):
+    runs, asked = file.parent / "halves", Preemption()
+    make_batch = vmapped.make_batch
+
+    def ended_in_the_third(group, step):
+        if step == 2:
+            asked.asked.set()
+        return make_batch(group, step)
+
+    grid = read_grid(load_experiment(file), ["--run.dir", str(runs), *FLAGS])
+    configs = [cell.config for cell in grid.cells]
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="saved step 3"):
+        patched.setattr(vmapped, "make_batch", ended_in_the_third)
+        vmapped_train.train_together(configs, grid.experiment, TrainArgs(), asked)
+    assert sweep(file, runs, "--vmap") == (0, "")
+    for name, folder in cells(runs).items():
+        assert json.loads(folder.status.read_text())["status"] == "done"
+        assert not differences(folder, cells(together)[name])
+
+
+def test_one_that_goes_on_alone_says_that_it_is_not_the_same_to_the_last_bit(file, together):
+    name = next(iter(cells(together)))
+    longer = ["--only", name, "--run.iterations", "5"]
+    code, _ = sweep(file, together, *longer)
+    assert code == 0
+
+
+def test_a_run_that_is_no_longer_finite_ends_alone(file):
+    runs = file.parent / "diverging"
+    text = file.read_text().replace(
+        '"hparams.lam": (0.5, 1.0)', '"hparams.learning_rate": (1e-3, 1e38)'
+    )
+    path = file.with_name("case2.py")
+    path.write_text(text)
+    code, err = here("sweep", str(path), "--run.dir", str(runs), *FLAGS, "--vmap")
+    assert code == 3 and "not finite" in err
+    found = json.loads((runs / "case2" / "sweep.json").read_text())["cells"]
+    states = {
+        cell["name"]: json.loads(run_folder(runs / "case2" / cell["dir"]).status.read_text())
+        for cell in found
+    }
+    for name, status in states.items():
+        assert status["status"] == ("failed" if "1e+38" in name else "done"), name
+        assert ("not finite" in status.get("error", "")) == ("1e+38" in name)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "line"),
+    [
+        ("", ["--parallel.fsdp", "2"], "parallel.fsdp=2: runs that share a program"),
+        ("", ["--index", "1"], "--index: beside --vmap"),
+        ("REWARD = ascii_text\n", [], "--vmap: ascii_text is ordinary Python"),
+    ],
+)
+def test_what_cannot_share_a_program_is_refused(file, text, flags, line):
+    path = file.with_name("case3.py")
+    path.write_text(file.read_text() + text)
+    runs = file.parent / "refused"
+    code, err = here("sweep", str(path), "--run.dir", str(runs), *FLAGS, "--vmap", *flags)
+    assert code == 2 and line in err and err.count("\n") == 1
+
+
+def test_cells_of_one_shape_differ_in_seeds_and_hyper_parameters_alone():
+    tiny = load_experiment("tiny").base
+    shape = lambda **changes: vmapped.shape_of(replace(tiny, **changes))
+    same = shape()
+    assert same == shape(**{"run.seed": 7, "run.cell": "x", "hparams.lam": 0.0})
+    assert same == shape(**{"hparams.clip_low": float("inf")})
+    assert same != shape(**{"hparams.value_clip": None})  # which is not in the program
+    assert same != shape(**{"ppo.epochs": 1})
+    assert same != shape(**{"rollout.batch_size": 32})
+
+
+def test_a_loop_of_all_runs_has_one_exit(file):
+    """A predicate of each run would have XLA select between old and new caches at every token."""
+    grid = read_grid(load_experiment(file), FLAGS)
+    prepared = []
+    for cell in grid.cells[:2]:
+        opened = PPO.open(vmapped.config_of(cell.config), grid.experiment)
+        prepared.append(PPO.prepare(opened))
+    group = vmapped.join(opened, prepared)
+    step = jax.vmap(
+        functools.partial(train_step, group.setup),
+        in_axes=(0, group.axes, 0, 0),
+        axis_name=RUNS,
+        spmd_axis_name=RUNS,
+    )
+    prompts = vmapped.make_batch(group, 0)
+    program = jax.make_jaxpr(step)(group.states, group.frozen, group.hparams, prompts)
+    loops = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "while"]
+    exits = [eqn.params["cond_jaxpr"].out_avals[0].shape for eqn in loops]
+    assert exits and set(exits) == {()}
+
+
+def equations(jaxpr):
+    """All of a program, those inside of others too."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
