@@ -55,7 +55,7 @@ BASE = Config(
     rollout=RolloutOptions(batch_size=512, max_new_tokens=52),
     ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=1),
     optim=OptimOptions(schedule="linear"),
-    run=RunOptions(iterations=60, eval_every=20),
+    run=RunOptions(iterations=100, eval_every=20),
     hparams=HParams(
         learning_rate=4e-4,
         critic_learning_rate=1e-3,

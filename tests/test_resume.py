@@ -161,6 +161,13 @@ def test_a_key_that_changed(kind, key):
     assert compare(now, now) == ([], [], [])
 
 
+def test_alone_or_with_others_in_a_program_rounds_otherwise():
+    together = FACTS | {"together": True}
+    assert compare(FACTS, together) == ([], [], ["now with other runs in a program"])
+    assert compare(together, FACTS) == ([], [], ["now alone"])
+    assert compare(together, together) == ([], [], [])
+
+
 def test_no_key_of_a_kind_is_forgotten():
     assert set(FREE) == resume.FREE | {"run.iterations"}
     assert set(INEXACT) == set(resume.INEXACT)

@@ -100,13 +100,6 @@ def test_a_signal_saves_all_and_they_go_on_bit_for_bit(file, together, monkeypat
         assert not differences(folder, cells(together)[name])
 
 
-def test_one_that_goes_on_alone_says_that_it_is_not_the_same_to_the_last_bit(file, together):
-    name = next(iter(cells(together)))
-    longer = ["--only", name, "--run.iterations", "5"]
-    code, _ = sweep(file, together, *longer)
-    assert code == 0
-
-
 def test_a_run_that_is_no_longer_finite_ends_alone(file):
     runs = file.parent / "diverging"
     text = file.read_text().replace(
