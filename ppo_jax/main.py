@@ -110,6 +110,11 @@ def _run(command: str, words: list[str]) -> None:
             from ppo_jax.train import train
 
             train(config, experiment, args, preemption, _kind(command))
+            if processes.is_writer():
+                from ppo_jax.report import leave_page
+                from ppo_jax.run_folder import run_path
+
+                leave_page(run_path(config.run, experiment.name))
 
 
 def _kind(command: str):

@@ -3,6 +3,7 @@ logs alone. The same logs give the same bytes."""
 
 import contextlib
 import difflib
+import importlib.util
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ppo_jax import console
 from ppo_jax.arguments import ReportArgs
 from ppo_jax.config_io import to_dict
 from ppo_jax.data import REPOSITORY
-from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.errors import ConfigError, PPOJaxError, StorageError
 from ppo_jax.experiment import load_experiment
 from ppo_jax.metrics import read_samples
 from ppo_jax.report_cells import (
@@ -121,6 +122,17 @@ def report_run(root: Path, args: ReportArgs) -> None:
     out = root if args.out is None else as_path(args.out, "out").expanduser()
     write_all(out, {PAGE: content})
     console.say(str(out / PAGE))
+
+
+def leave_page(root: Path) -> None:
+    """`report.html` in the folder of a run that has ended, where matplotlib is installed. The run
+    is whole without it: what keeps it from being written is said, and ends nothing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    try:
+        report_run(root, ReportArgs())
+    except PPOJaxError as error:
+        console.warn(f"no {PAGE}: {error}")
 
 
 def base_of(study: Study, asked: str | None) -> tuple[str, str]:

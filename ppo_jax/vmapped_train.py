@@ -27,6 +27,7 @@ from ppo_jax.opening import Begun, begin, describe
 from ppo_jax.preemption import Preemption
 from ppo_jax.prepare import Run
 from ppo_jax.programs import Finished, compile_facts
+from ppo_jax.report import leave_page
 from ppo_jax.run_folder import write_status
 from ppo_jax.run_header import header_facts
 from ppo_jax.train import note_complete, open_log, resume
@@ -74,6 +75,7 @@ def train_together(
     for one in begun:
         if name_of(one.config) not in failed:
             write_status(one.folder, "done", one.config.run.iterations, saved=one.saver.durable)
+            leave_page(one.folder.root)
     return failed
 
 

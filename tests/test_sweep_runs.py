@@ -82,6 +82,7 @@ def test_a_sweep_from_its_first_cell_to_a_changed_one(tmp_path, in_process, caps
         "dir": f"lam=1-{cell['hash']}/seed4",
     }
     config = json.loads(cells(runs)["lam=1/seed4"].config.read_text())
+    assert "objective/kl" in (cells(runs)["lam=1/seed4"].root / "report.html").read_text()
     assert config["hparams"]["lam"] == 1 and config["run"]["seed"] == 4
 
     # Half of another one, which then goes on; what is done stays as it is.
