@@ -1,6 +1,5 @@
 """Where a run goes on: at its newest sound checkpoint, if this is still that run."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from ppo_jax.config_io import diff, from_dict
 from ppo_jax.errors import CheckpointError, ConfigError
 from ppo_jax.processes import is_writer
 from ppo_jax.removal import ASIDE, put_aside
-from ppo_jax.run_folder import RunFolder
+from ppo_jax.run_folder import RunFolder, read_status
 
 # What may differ between the parts of one run without a word: it alters nothing that is computed.
 FREE = frozenset(
@@ -205,10 +204,7 @@ def strangers(path: Path) -> list[str]:
 
 def check_nothing_lost(folder: RunFolder) -> None:
     """CheckpointError for a run without a checkpoint that had saved one."""
-    try:
-        saved = json.loads(folder.status.read_text(encoding="utf-8")).get("saved")
-    except (OSError, ValueError, AttributeError):  # it has not come so far
-        return
+    saved = read_status(folder).get("saved")
     if saved:
         raise CheckpointError(
             f"{folder.checkpoints}: step {saved} was saved, as status.json says, and is not there: "

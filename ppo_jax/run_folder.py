@@ -154,12 +154,14 @@ def write_status(folder: RunFolder, status: Status, step: int, **extra: Any) -> 
         write_atomic(folder.status, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_status(folder: RunFolder) -> str | None:
-    """What `write_status` wrote last; None where there is nothing to be read."""
+def read_status(folder: RunFolder) -> dict[str, Any]:
+    """What `write_status` wrote last: "status", "step", "saved", "error", ...; empty where there is
+    nothing to be read."""
     try:
-        return json.loads(folder.status.read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
+        found = json.loads(folder.status.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def reconcile(folder: RunFolder, step: int) -> None:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import difflib
-import json
 from pathlib import Path
 
 from ppo_jax import manifest
 from ppo_jax.config import Config
 from ppo_jax.errors import CheckpointError, ConfigError
-from ppo_jax.run_folder import RunFolder, run_folder, run_path
+from ppo_jax.run_folder import RunFolder, read_status, run_folder, run_path
 from ppo_jax.storage import as_path
 
 # Names of the runs that an experiment's stages leave, and the cells those are in; "": the config's.
@@ -29,7 +28,7 @@ def resolve(path: str | None, config: Config, experiment: str) -> str | None:
     if not run.checkpoints.is_dir():
         raise ConfigError(f"{path}: no run {run.root}; make it with `{command}`")
     if not has_ended(run):
-        status = _status(run)
+        status = read_status(run).get("status", "no status")
         raise ConfigError(f"{path}: {run.root} has not ended ({status}); go on with `{command}`")
     if path != "@train" and manifest.best_step(run.checkpoints) is not None:
         return f"{run.root}@{BEST}"
@@ -47,14 +46,7 @@ def stage_run(name: str, config: Config, experiment: str) -> RunFolder:
 
 def has_ended(run: RunFolder) -> bool:
     """Whether the run is there, and complete."""
-    return run.checkpoints.is_dir() and _status(run) == "done"
-
-
-def _status(run: RunFolder) -> str:
-    try:
-        return json.loads(run.status.read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return "no status"
+    return run.checkpoints.is_dir() and read_status(run).get("status") == "done"
 
 
 def run_at(path: str) -> tuple[Path, int | None]:

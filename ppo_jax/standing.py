@@ -1,7 +1,6 @@
 """How far the run of a cell has come, told from its folder alone, with nothing loaded."""
 
 import functools
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from ppo_jax.experiment_code import code_sha256
 from ppo_jax.grid import DIGITS, Cell
 from ppo_jax.resume import compare
 from ppo_jax.run_facts import file_sha256
-from ppo_jax.run_folder import RunFolder, run_folder, run_path
+from ppo_jax.run_folder import RunFolder, read_status, run_folder, run_path
 
 NAMES = ("path", "base_path", "critic_path")  # of models: a run pins them when it opens them
 
@@ -41,7 +40,7 @@ def standing(experiment: Experiment, cell: Cell, *, allow_change: bool = False) 
         for other in _with_other_hashes(cell, folder):
             if not allow_change:
                 return Standing("changed", _why_other(experiment, cell, other))
-        return Standing("new", status_of(folder).get("error", ""))
+        return Standing("new", read_status(folder).get("error", ""))
     try:
         facts = manifest.read_record(folder.checkpoints, step)["facts"]
         changes = compare(facts, _facts_now(experiment, cell, facts))
@@ -50,7 +49,7 @@ def standing(experiment: Experiment, cell: Cell, *, allow_change: bool = False) 
     why = changes.structural + ([] if allow_change else changes.harmless)
     if why:
         return Standing("changed", f"{folder.root}: {', '.join(why)}")
-    status, last = status_of(folder), cell.config.run.iterations
+    status, last = read_status(folder), cell.config.run.iterations
     if step >= last and status.get("status") == "done":
         return Standing("done", "")
     error = f", {status['error']}" if status.get("error") else ""
@@ -112,12 +111,3 @@ def _why_other(experiment: Experiment, cell: Cell, other: RunFolder) -> str:
     except (CheckpointError, ConfigError) as error:
         why = [str(error)]
     return f"{other.root}: {', '.join(why) or 'the model, or a stage that it starts from'}"
-
-
-def status_of(folder: RunFolder) -> dict[str, Any]:
-    """The content of `status.json`; empty where there is none to be read."""
-    try:
-        found = json.loads(folder.status.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    return found if isinstance(found, dict) else {}

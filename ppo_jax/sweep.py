@@ -22,8 +22,8 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.grid import Cell, Grid, read_grid
 from ppo_jax.jobs import Ended, Job, run_jobs
 from ppo_jax.preemption import Preemption, watch
-from ppo_jax.run_folder import SWEEP, run_folder, run_path
-from ppo_jax.standing import Standing, standing, status_of
+from ppo_jax.run_folder import SWEEP, read_status, run_folder, run_path
+from ppo_jax.standing import Standing, standing
 from ppo_jax.storage import as_path, on_gcs, write_atomic
 from ppo_jax.text import visible
 from ppo_jax.vmapped_train import train_together
@@ -245,7 +245,7 @@ def _each(
             continue
         for one in group:
             folder = run_folder(run_path(one.cell.config.run, experiment.name))
-            codes[one.name] = 0 if status_of(folder).get("status") == "done" else code
+            codes[one.name] = 0 if read_status(folder).get("status") == "done" else code
     return codes
 
 
@@ -258,6 +258,6 @@ def _summary(experiment: Experiment, asked: Sequence[Found], codes: Mapping[str,
     lines = [f"{experiment.name}: {done} runs done, {len(failed)} failed, {len(left)} not begun"]
     for one in failed:
         folder = run_folder(run_path(one.cell.config.run, experiment.name))
-        said = f" ({error})" if (error := status_of(folder).get("error")) else ""
+        said = f" ({error})" if (error := read_status(folder).get("error")) else ""
         lines.append(visible(f"  {one.name}: exit code {codes[one.name]}{said}"))
     return lines

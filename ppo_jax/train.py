@@ -130,7 +130,7 @@ def _publish(folder: RunFolder) -> None:
 
 def note_complete(folder: RunFolder, step: int) -> None:
     """Nothing is left to do, unless the process that did it all had no time to say so."""
-    if read_status(folder) != "done":
+    if read_status(folder).get("status") != "done":
         write_status(folder, "done", step, saved=step)
     console.say(f"{folder.root}: already complete at iteration {step}, nothing to do")
 

@@ -114,7 +114,7 @@ def test_old_checkpoints_that_stay_do_not_make_a_saved_step_an_error(tmp_path, m
     steps = manifest.steps(run_folder(tmp_path / "case" / "base" / "seed0").checkpoints)
     assert steps == [1, 2, 3]
     run = launch(tmp_path, asks, **changes | {"run.iterations": 4})  # nor a run that is complete
-    assert manifest.steps(run.checkpoints) == [1, 2, 3, 4] and read_status(run) == "done"
+    assert manifest.steps(run.checkpoints) == [1, 2, 3, 4] and read_status(run)["status"] == "done"
 
 
 @pytest.fixture(name="saved")

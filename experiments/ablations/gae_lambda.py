@@ -1,6 +1,6 @@
 """What lambda of GAE does where one reward comes at the end: sums, right or wrong.
 
-    ppo-jax sweep gae_lambda        (--list shows the cells, --jobs 2 runs two at a time)
+    ppo-jax sweep gae_lambda --vmap     (--list shows the cells)
     ppo-jax report gae_lambda
 
 Question: does a policy that is paid once, after its last token, learn less the more an advantage
@@ -16,13 +16,17 @@ the rest rises with lambda. A response is 4 tokens, over which 0.95 leaves 0.86 
 0.9 leaves 0.73: between 0.9, 0.95 and 1 five seeds show no difference; 0.5, which leaves 0.13, lies
 below them. It fails if lambda 0 is not the lowest, or if 0.95 beats 1 by more than the interval.
 
-Hardware: 25 runs of 2 to 3 minutes on one CPU core, and SFT of 40 s for each of the five seeds.
+Hardware: two CPU cores; 25 runs of about a minute, and SFT of 40 s for each of the five seeds, by
+estimate. Not yet run.
 """
 
+from ppo_jax.config import replace
 from ppo_jax.experiment import load_experiment
 
 PARENT = load_experiment("arithmetic")
-BASE = PARENT.base  # lambda 1, gamma 1, no KL penalty
+BASE = replace(
+    PARENT.base, **{"rollout.batch_size": 256, "run.iterations": 200, "run.eval_every": 50}
+)  # lambda 1, gamma 1, no KL penalty
 
 GRID = {"hparams.lam": (0.0, 0.5, 0.9, 0.95, 1.0)}
 SEEDS = range(5)

@@ -1,0 +1,44 @@
+"""What the size of a reward does beside a KL penalty: sums, right or wrong.
+
+    ppo-jax sweep reward_scale --vmap
+    ppo-jax report reward_scale
+
+Question: how far does a reward of another size move the policy, and does normalising it, by the
+running mean and deviation of the scores, take the size out? A right sum earns 10, and `score_clip`
+makes that 0.1, 1 or 10: of a score that is 0 or 10, a clip is a scale. `eval/exact_match` is the
+share of right sums all the same. A normalised score has no scale left, so there is one such run and
+not three; it is clipped after that. The published clip at 5 would clip nothing of it: at 1 it does.
+All have a KL penalty of 0.05, without which a scale is no choice between two aims.
+
+Published: lm-human-preferences (Ziegler et al. 2019, arXiv 1909.08593) normalise the reward model
+to mean 0 and deviation 1 over samples of the reference. Secrets of RLHF (arXiv 2307.04964):
+normalised and clipped scores make PPO stable.
+
+Prediction, before any run: the score's size against 0.05 is what counts, as beta 0.5, 0.05 and
+0.005 would: the KL at the end rises strictly from scale 0.1 to 1 to 10, and the sums at 0.1 are
+fewer than at 1 by more than the interval. The normalised run has a KL between those of 1 and 10: a
+deviation of 0.3 to 0.5 of a right sum makes a scale of 2 to 3. Clipped at 1, its KL is no larger.
+It fails if the KL does not rise with the scale, or if the normalised run's is outside of the two.
+
+Hardware: two CPU cores; 15 runs of about a minute, and SFT of 40 s for each of the three seeds, by
+estimate. Not yet run.
+"""
+
+from ppo_jax.config import replace
+from ppo_jax.experiment import load_experiment
+from ppo_jax.rewards.exact import exact_match
+
+PARENT = load_experiment("arithmetic")
+BASE = replace(
+    PARENT.base, **{"rollout.batch_size": 256, "run.iterations": 200, "run.eval_every": 50}
+)
+REWARD = [(10.0, exact_match("answer"))]
+
+PENALTY = {"hparams.kl_coef": 0.05}
+NORMALISED = {**PENALTY, "reward.normalize_scores": True}
+RUNS = {f"scale={c:g}": {**PENALTY, "hparams.score_clip": c} for c in (1.0, 0.1, 10.0)} | {
+    "normalised": NORMALISED,
+    "normalised,clip=1": {**NORMALISED, "hparams.score_clip": 1.0},
+}
+SEEDS = range(3)
+METRICS = ("eval/exact_match", "reward/exact_match", "objective/kl", "value/explained_variance")

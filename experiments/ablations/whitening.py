@@ -1,0 +1,50 @@
+"""What whitening does at rewards of three sizes: sums, right or wrong.
+
+    ppo-jax sweep whitening --vmap
+    ppo-jax report whitening
+
+Question: does a policy whose advantages are whitened care less how large its rewards are? A right
+sum earns 10 here, and `score_clip` makes that 10, 1 or 0.1: of a score that is 0 or 10, a clip is a
+scale. `eval/exact_match` is the share of right sums all the same. The rewards of tokens may be
+whitened, too, their mean kept; the last two runs have a KL penalty, to see what that does to it.
+
+Published: Xu et al. 2024 (arXiv 2404.10719) count the normalisation of advantages among the three
+things that PPO on language models stands on. The final runs of the N+ details (Huang et al. 2024,
+arXiv 2403.17031) do not whiten rewards. Andrychowicz et al. 2020 (arXiv 2006.05990) are said to
+find a small effect in control.
+
+Prediction, before any run: at scale 1 whitened or not makes no difference in held-out sums; at 0.1
+neither, since Adam undoes the scale of a gradient. At 10 both lose sums: on the shared trunk the
+critic's loss grows with the square of the scale, with whitening a hundredfold beside the policy's,
+without it tenfold, so that whitening, which is to make the scale harmless, loses more. Whitened
+rewards have as many sums right as scale 1, and with the penalty the same KL as without within the
+intervals: score and penalty are divided by one number. It fails if whitening makes a difference at
+scale 1, if scale 10 loses nothing, or if whitened rewards move the KL by more than the interval.
+
+Hardware: two CPU cores; 27 runs of about a minute, and SFT of 40 s for each of the three seeds, by
+estimate. Not yet run.
+"""
+
+from ppo_jax.config import replace
+from ppo_jax.experiment import load_experiment
+from ppo_jax.rewards.exact import exact_match
+
+PARENT = load_experiment("arithmetic")
+BASE = replace(
+    PARENT.base, **{"rollout.batch_size": 256, "run.iterations": 200, "run.eval_every": 50}
+)
+REWARD = [(10.0, exact_match("answer"))]
+
+ONE, PENALTY = {"hparams.score_clip": 1.0}, {"hparams.kl_coef": 0.05}
+REWARDS = {"reward.whiten_rewards": True}
+RUNS = {
+    f"{name},scale={scale:g}": {"ppo.whiten_advantages": on, "hparams.score_clip": scale}
+    for name, on in (("advantages", True), ("nothing", False))
+    for scale in (1.0, 0.1, 10.0)
+} | {
+    "rewards,scale=1": {**ONE, **REWARDS},
+    "advantages,scale=1,beta=0.05": {**ONE, **PENALTY},
+    "rewards,scale=1,beta=0.05": {**ONE, **PENALTY, **REWARDS},
+}
+SEEDS = range(3)
+METRICS = ("eval/exact_match", "reward/exact_match", "objective/kl", "value/explained_variance")
