@@ -31,7 +31,7 @@ help: ## this list
   'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \
 	  'PYTHON=python3  interpreter, 3.11 or newer; another one gets its own environment' \
 	  'VENV=$(VENV)      virtual environment' \
-	  $(TPU_HELP) $(CHECK_HELP)
+	  $(REPRODUCE_HELP) $(TPU_HELP) $(CHECK_HELP)
 
 setup: $(STAMP)-setup ## virtual environment with all that training needs
 	@echo "ready: $(VENV)/bin/ppo-jax --help"
@@ -116,5 +116,4 @@ $(STAMP)-lint: $(STAMP)-setup
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
-include experiments/launch/tpu.mk
-include experiments/scale/check.mk
+include experiments/launch/tpu.mk experiments/scale/check.mk experiments/ablations/reproduce.mk

@@ -2,15 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 
 from faults.launch import here
 from ppo_jax.config import HParams, replace
 from ppo_jax.config_io import to_dict
-from ppo_jax.errors import ConfigError
-from ppo_jax.experiment import ABLATIONS, list_experiments, load_experiment
+from ppo_jax.experiment import load_experiment
 from ppo_jax.flags import read_config, stage
 from ppo_jax.grid import read_grid
 from ppo_jax.variants import field_of
@@ -254,19 +252,3 @@ def test_a_mistake_in_the_flags_is_one_line_and_code_2(write, words, says):
 def test_a_typo_in_a_flag_shows_the_nearest(write):
     code, err = here("sweep", str(write(LAMBDAS)), "--hparams.gama", "0.5")
     assert code == 2 and "--hparams.gamma" in err
-
-
-@pytest.mark.parametrize("name", sorted(list_experiments(ABLATIONS)))
-def test_every_ablation_is_a_sweep_that_says_what_it_expects(name):
-    experiment = load_experiment(name)
-    assert experiment.path.parent.name == "ablations" and name not in list_experiments()
-    assert load_experiment(f"ablations/{name}").path == experiment.path
-    with pytest.raises(ConfigError, match=f"nearest: .*ablations/{name}"):
-        load_experiment(f"ablations/{name}s")
-    grid = read_grid(experiment)
-    assert len(grid.cells) >= 2 * len(grid.seeds) and len(grid.seeds) >= 5
-    assert f"ppo-jax sweep {name}" in experiment.doc
-    for word in ("Question:", "Published:", "Prediction, before any run:", "Hardware:"):
-        assert word in experiment.doc
-    kept: dict[str, Any] = {cell.hash: cell.changes for cell in grid.cells}
-    assert len(kept) == len(grid.cells) / len(grid.seeds)

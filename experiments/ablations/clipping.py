@@ -7,9 +7,9 @@ Question: how much of PPO's stability is the clip, at steps small and large? inf
 same program. Low and high clip are the same number; past 1 there is nothing left to clip below.
 
 Published: PPO (Schulman et al. 2017, arXiv 1707.06347) has 0.2. RLOO (Ahmadian et al. 2024, arXiv
-2402.14740) sees the clip act in fewer than 5 % of batches and leaves it out at no cost. In the
-reference run of the N+ details (Huang et al. 2024, arXiv 2403.17031) 2.5 to 7 % of the tokens of
-epochs two to four are clipped, none in the first.
+2402.14740) sees the clip act in fewer than 5 % of batches. In the reference run of the N+ details
+(Huang et al. 2024, arXiv 2403.17031) 2.5 to 7 % of the tokens of epochs two to four are clipped,
+none in the first.
 
 Prediction, before any run:
 - `one-step`, one epoch of one minibatch: the ratio is 1 to rounding, so 0.2 and inf end with

@@ -1,0 +1,41 @@
+# Which experiments make which row of README.md beside this file. Sweeps of one row go one after the
+# other; one that was stopped goes on.
+REPRODUCE_A1 := kl_penalty kl_penalty_sentiment
+REPRODUCE_A2 := clipping
+REPRODUCE_A3 := gae_lambda
+REPRODUCE_A4 := value_clip
+REPRODUCE_A5 := whitening
+REPRODUCE_A6 := critics value_pretraining
+REPRODUCE_A7 := epochs
+REPRODUCE_A8 := eos eos_bug
+REPRODUCE_A9 := reward_scale
+REPRODUCE_A10 := adam
+REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10
+# Each run by itself: a model too large to be there several times, or seconds and memory measured.
+REPRODUCE_ALONE := kl_penalty_sentiment critics
+# Scripts of experiments/control/.
+REPRODUCE_CONTROL := cartpole bandit
+
+REPRODUCED := $(or $(ONLY),$(REPRODUCE_CONTROL) $(REPRODUCE_IDS))
+REPRODUCE_FLAGS := $(if $(RUN_DIR),--run.dir $(RUN_DIR))
+
+# A sweep ends with code 3 where a run's numbers are no longer finite: that is a result.
+define reproduce-sweep
+$(PY) -m ppo_jax sweep $(1) $(if $(filter $(1),$(REPRODUCE_ALONE)),,--vmap) $(REPRODUCE_FLAGS) $(ARGS) || test $$? -eq 3
+$(PY) -m ppo_jax report $(1) $(REPRODUCE_FLAGS)
+
+endef
+define reproduce-script
+$(PY) experiments/control/$(1).py
+
+endef
+
+.PHONY: reproduce
+reproduce: $(STAMP)-setup ## all ablations and control checks, about 7 h on 2 cores, or those of ONLY
+	$(if $(filter-out $(REPRODUCE_CONTROL) $(REPRODUCE_IDS),$(ONLY)),$(error ONLY=$(ONLY): expected some of $(REPRODUCE_CONTROL) $(REPRODUCE_IDS)))
+	$(foreach name,$(filter $(REPRODUCE_CONTROL),$(REPRODUCED)),$(call reproduce-script,$(name)))
+	$(foreach id,$(filter $(REPRODUCE_IDS),$(REPRODUCED)),$(foreach name,$(REPRODUCE_$(id)),$(call reproduce-sweep,$(name))))
+	$(PY) -m ppo_jax report --index
+
+# Lines of `make help`.
+REPRODUCE_HELP := 'ONLY="A3 A8"     of reproduce: rows of experiments/ablations/README.md, cartpole, bandit'
