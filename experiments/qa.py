@@ -1,6 +1,6 @@
 """Questions about the animals of a zoo: a byte model learns from rewards what it was never told.
 
-    make pipeline EXP=qa           (SEED=1 for another seed)
+    make pipeline EXP=qa ARGS="--eval.samples 4"    (SEED=1 for another seed)
 
 `Hello. What does Momo eat?` is `fish`. There are 128 such facts, each asked for in five forms with
 eight openings (experiments/data/_make_qa.py). SFT sees half of the facts; PPO is asked for all, in
@@ -9,9 +9,9 @@ device.
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 Hardware: two CPU cores.
 
-Expected: more right than SFT's best of four. Seen with seed 0, 256 held-out questions at
-temperature 1: SFT 0.281, its best of four 0.449, PPO 0.725 after 160 iterations (8 min on one of
-two busy CPU cores). Other seeds not yet run.
+Expected: more right than SFT's best of four. Seen with seeds 0, 1 and 2, 256 held-out questions at
+temperature 1: SFT 0.281, 0.386, 0.355, its best of four 0.449, 0.516, 0.512, PPO 0.725, 0.759,
+0.750 (experiments/results/pipeline). 6 min on one CPU core: 20 s, 330 s, 11 s.
 """
 
 from ppo_jax.config import (

@@ -1,6 +1,6 @@
 """English sentences into German: a byte model learns cases and word order from chrF.
 
-    make pipeline EXP=translate    (SEED=1 for another seed)
+    make pipeline EXP=translate ARGS="--eval.samples 4"    (SEED=1 for another seed)
 
 A grammar makes the sentences (experiments/data/_make_translate.py): articles and adjectives that
 agree with their noun, the verb in second place, numbers, dates and times. SFT sees a few hundred
@@ -9,7 +9,10 @@ sacrebleu and, with the same weight, whether the translation is exact.
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 Hardware: two CPU cores.
 
-Expected: not yet measured.
+Expected: above SFT's best of four. Seen with seeds 0, 1 and 2, 256 held-out sentences at
+temperature 1, score (chrF and exact): SFT 1.077, 1.033, 1.125, its best of four 1.288, 1.272,
+1.385, PPO 1.414, 1.354, 1.512; chrF alone 0.774, 0.760, 0.782 by SFT and 0.873, 0.849, 0.883 by
+PPO (experiments/results/pipeline). 24 min on one CPU core: 2.5, 21 and 0.5 min.
 """
 
 from ppo_jax.config import (
