@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -14,13 +14,13 @@ from ppo_jax.critics import is_reward_model, load_critic
 from ppo_jax.decoder import Decoder, make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.hf_config import classifier_labels, padding_id
-from ppo_jax.loading import Source, open_source
+from ppo_jax.loading import Source, open_source, resolve_options
 from ppo_jax.microbatch import by_microbatch
 from ppo_jax.model import cast_weights, scans_layers, stack_layers, without_lm_head
 from ppo_jax.parts import by_tokens, map_over_tokens
 from ppo_jax.rewards.base import LearnedReward, Part
 from ppo_jax.scoring import final_scores, read_to_the_end
-from ppo_jax.sharding import batch_devices, put
+from ppo_jax.sharding import batch_devices, make_mesh, put
 from ppo_jax.stages import resolve
 from ppo_jax.stream import row_tokens, row_width
 from ppo_jax.types import Array, PyTree, Rollout
@@ -45,7 +45,13 @@ def open_classifier(
     Raises ConfigError where it is none that scores, or `check_reads` does.
     """
     path = resolve(reward.path, config, experiment)
-    source = open_source(path, trust_remote_code=config.model.trust_remote_code)
+    source = _scorer(reward, path, trust=config.model.trust_remote_code)
+    check_reads(reward, source, config, policy)
+    return source
+
+
+def _scorer(reward: LearnedReward, path: str | None, *, trust: bool = False) -> Source:
+    source = open_source(path, trust_remote_code=trust)
     labels = None if source.folder is None else classifier_labels(source.folder)
     if labels != 1 and not is_reward_model(source):
         what = "a language model" if labels is None else f"a classifier of {labels} outputs"
@@ -53,28 +59,36 @@ def open_classifier(
             f"reward {reward.name}: {reward.path} is {what}: expected a run of ppo-jax "
             "reward-model, or a sequence classifier of one output"
         )
-    check_reads(reward, source, config, policy)
     return source
 
 
 def check_reads(reward: LearnedReward, source: Source, config: Config, policy: Source) -> None:
     """ConfigError where a reward's model reads another vocabulary than the policy, or fewer
     positions than the run's sequences have."""
-    where = f"reward {reward.name}: {reward.path}"
-    same = source.tokenizer.get_vocab() == policy.tokenizer.get_vocab()
-    if not same or source.config.vocab_size < policy.config.vocab_size:
-        theirs, ours = len(source.tokenizer), len(policy.tokenizer)
-        raise ConfigError(
-            f"{where} reads another vocabulary ({theirs} tokens) than the policy ({ours}): it "
-            "cannot be a reward on the device; one on the host, fn(prompts, responses), may read "
-            "the text with any model"
-        )
+    vocab_size = policy.config.vocab_size
+    where = _check_vocabulary(reward, source, policy.tokenizer, vocab_size)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if source.config.max_positions < longest:
         raise ConfigError(
             f"{where} holds {source.config.max_positions} positions, data.max_prompt_tokens + "
             f"rollout.max_new_tokens are {longest}"
         )
+
+
+def _check_vocabulary(
+    reward: LearnedReward, source: Source, tokenizer: Any, vocab_size: int
+) -> str:
+    """The model as it is named in errors. ConfigError where it reads other tokens."""
+    where = f"reward {reward.name}: {reward.path}"
+    same = source.tokenizer.get_vocab() == tokenizer.get_vocab()
+    if not same or source.config.vocab_size < vocab_size:
+        theirs, ours = len(source.tokenizer), len(tokenizer)
+        raise ConfigError(
+            f"{where} reads another vocabulary ({theirs} tokens) than the policy ({ours}): it "
+            "cannot be a reward on the device; one on the host, fn(prompts, responses), may read "
+            "the text with any model"
+        )
+    return where
 
 
 def open_classifiers(
@@ -161,6 +175,26 @@ def score_responses(model: Classifier, rollout: Rollout, columns, weights: PyTre
 def reward_function(model: Classifier):
     """The reward `fn(rollout, columns, weights) -> scores_B` of a step."""
     return functools.partial(score_responses, model)
+
+
+def open_alone(
+    reward: LearnedReward, tokenizer: Any, vocab_size: int, longest: int
+) -> tuple[Callable, PyTree]:
+    """(`fn(rollout, columns, weights) -> scores_B`, the weights) of a reward outside of any run, on
+    one device, for texts of at most `longest` tokens of this tokenizer. Raises ConfigError."""
+    if reward.path.startswith("@"):
+        what = f"reward {reward.name}: {reward.path} is a stage of an experiment"
+        raise ConfigError(f"{what}, and there is none here; expected the path of a run or a model")
+    source = _scorer(reward, reward.path)
+    where = _check_vocabulary(reward, source, tokenizer, vocab_size)
+    if source.config.max_positions < longest:
+        holds = source.config.max_positions
+        raise ConfigError(f"{where} holds {holds} positions, a text may have {longest}")
+    config = replace(Config(), **{"ppo.token_sizes": None, "parallel.data": 1})
+    config = dataclasses.replace(config, model=resolve_options(config.model, source))
+    mesh = make_mesh(config.parallel)
+    model = make_classifier(config, mesh, source)
+    return reward_function(model), place_classifier(config, mesh, source)
 
 
 def _without_end(rollout: Rollout, token: int) -> Rollout:

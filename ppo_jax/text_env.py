@@ -9,13 +9,14 @@ with a model of this project.
 
 import functools
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ppo_jax import data
+from ppo_jax.classifier import open_alone
 from ppo_jax.columns import check_texts, numeric_column, text_column
 from ppo_jax.config import DataOptions
 from ppo_jax.errors import ConfigError
@@ -58,9 +59,10 @@ class PPOTextEnv(gymnasium.Env):
 
     `tokenizer` turns tokens to text; None: one token a character, those of `string.printable`, of
     which the first `vocab_size` (100, unless given) are there. `reward` is any reward that an
-    experiment may name, on the device or the host, or a weighted list; the token that ended the
-    text is its stop token. None: 1 for a text that ends with `stop` or reaches `max_steps`, so 0
-    only after an EOS before that: with a discount, the sooner the better.
+    experiment may name, on the device or the host, a reward model by its path, or a weighted list;
+    the token that ended the text is its stop token. None: 1 for a text that ends with `stop` or
+    reaches `max_steps`, so 0 only after an EOS before that: with a discount, the sooner the
+    better.
 
     `prompts` is a data file, of whose rows one is drawn for each episode by the environment's own
     seed; None: texts begin from nothing. `reset(options={"prompt": ..., **columns})` sets a prompt
@@ -103,11 +105,7 @@ class PPOTextEnv(gymnasium.Env):
         if self.dataset is not None:
             max_prompt_tokens = max(max_prompt_tokens, data.prompt_width(self.dataset))
         self.room = max_prompt_tokens
-        self._tables = {
-            part.name: part.device.make_tables(self.tokenizer, self.vocab_size)
-            for part in self.parts
-            if part.device is not None
-        }
+        self._rules, self._tables = self._open_rewards()
         self.action_space = spaces.Discrete(self.vocab_size)
         shape = (self.room + max_steps,)
         self.observation_space = spaces.Box(NOTHING, self.vocab_size - 1, shape, np.int32)
@@ -187,7 +185,7 @@ class PPOTextEnv(gymnasium.Env):
     @functools.cached_property
     def _device_scores(self):
         """All rewards on the device as one program, for a single row."""
-        rules = {part.name: part.device.fn for part in self.parts if part.device is not None}
+        rules = self._rules
 
         def scores(rollout: Rollout, columns: dict[str, Any], tables: dict[str, Any]):
             return {name: rule(rollout, columns, tables[name]) for name, rule in rules.items()}
@@ -196,8 +194,21 @@ class PPOTextEnv(gymnasium.Env):
 
     def _check_rewards(self) -> None:
         for part in self.parts:
-            if part.device is None and part.host is None:
+            if part.device is None and part.host is None and part.learned is None:
                 raise ConfigError(f"reward {part.name}: not a function that a text can be given to")
+
+    def _open_rewards(self) -> tuple[dict[str, Callable], dict[str, Any]]:
+        """What the rewards on the device compute, and what they look up, by name."""
+        rules, tables = {}, {}
+        for part in self.parts:
+            if part.device is not None:
+                rules[part.name] = part.device.fn
+                tables[part.name] = part.device.make_tables(self.tokenizer, self.vocab_size)
+            elif part.learned is not None:
+                reward, longest = part.learned._replace(name=part.name), self.room + self.max_steps
+                found = open_alone(reward, self.tokenizer, self.vocab_size, longest)
+                rules[part.name], tables[part.name] = found
+        return rules, tables
 
     def _read(self, path: str) -> data.Dataset:
         options = DataOptions(path=path, max_prompt_tokens=ANY_LENGTH)

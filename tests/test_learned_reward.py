@@ -30,6 +30,7 @@ from ppo_jax.programs import make_stepper
 from ppo_jax.rewards.base import LearnedReward, parse_rewards
 from ppo_jax.rewards.learned import learned_reward
 from ppo_jax.sharding import make_mesh, put_batch
+from ppo_jax.text_env import PPOTextEnv
 from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.types import Rollout
 from ppo_jax.weights import save_hf
@@ -183,6 +184,34 @@ def test_a_critic_begins_with_the_scores(judge):
     expected = slow_hidden(SHAPE, trunk, np.array([97, 98])) @ np.float64(head["kernel"]) + 0.7
     values = value_head(value["head"], jnp.asarray(hidden_SD, jnp.float32))
     np.testing.assert_allclose(values, expected[:, 0], atol=1e-4)
+
+
+def test_a_text_environment_rewards_by_a_model(judge):
+    """The score of the whole text, once it has ended; the last token is read."""
+    path, trunk, head = judge
+    env = PPOTextEnv(
+        4, tokenizer=byte_tokenizer(), reward=learned_reward(path), max_prompt_tokens=3
+    )
+    env.reset(seed=0, options={"prompt": "ab"})
+    rewards = [env.step(token)[1] for token in (b"x"[0], b"y"[0], b"."[0])]
+    state_D = slow_hidden(SHAPE, trunk, np.array([*b"ab", *b"xy."]))[-1]
+    expected = state_D @ np.float64(head["kernel"][:, 0]) + float(head["bias"][0])
+    assert rewards[:2] == [0, 0] and rewards[2] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reward": learned_reward()}, "@reward-model is a stage of an experiment"),
+        ({"tokenizer": None}, "reads another vocabulary (259 tokens)"),
+        ({"max_steps": 65}, "holds 64 positions, a text may have 68"),
+    ],
+)
+def test_a_model_that_cannot_judge_a_text_is_refused(judge, changes, said):
+    given = {"tokenizer": byte_tokenizer(), "reward": learned_reward(judge[0]), "max_steps": 4}
+    with pytest.raises(ConfigError) as error:
+        PPOTextEnv(**given | {"max_prompt_tokens": 3} | changes)
+    assert said in str(error.value)
 
 
 # What is refused
