@@ -42,7 +42,7 @@ SFT = Config(
     rollout=RolloutOptions(batch_size=32, max_new_tokens=48),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
-        cell="sft", iterations=500, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+        cell="sft", iterations=900, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
     ),
     hparams=HParams(learning_rate=3e-3),
 )
@@ -56,7 +56,7 @@ BASE = Config(
     # On a trunk shared with the policy the critic explains nothing of the rewards to come.
     ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=6),
     optim=OptimOptions(schedule="linear", warmup=4),
-    run=RunOptions(iterations=80, eval_every=20),
+    run=RunOptions(iterations=100, eval_every=20),
     hparams=HParams(
         learning_rate=3e-4,
         critic_learning_rate=1e-3,
