@@ -17,7 +17,7 @@ from _rows import Row, disjoint
 sys.path.append(str(FOLDER.parent))
 from dialogue import FACTS, true_rule  # noqa: E402  the experiment's own
 
-SIZES = {"sft": 1000, "sft_eval": 200, "ppo": 800, "eval": 256, "pairs": 3000, "pairs_eval": 1000}
+SIZES = {"sft": 1000, "sft_eval": 200, "ppo": 800, "eval": 256, "pairs": 3000, "pairs_eval": 750}
 GREETINGS = "Hi! |Hello! |Good day. |Excuse me. |Hey. |Good morning. |Sorry. ||".split("|")
 NAMES = "Eva Tom Ben Ida Max Lea Sam Ann".split()
 BETWEEN = ("And: ", "Thanks. ", "Good. ", "I see. ", "Fine. ", "")
