@@ -17,7 +17,7 @@ import random
 from _files import write
 from _rows import Row, answered, disjoint
 
-SIZES = {"sft": 400, "sft_eval": 200, "ppo": 1700, "eval": 256}
+SIZES = {"sft": 400, "sft_eval": 200, "ppo": 5000, "eval": 256}
 CITIES = """Oslo Rome Lima Cairo Paris Porto Quito Turin Dakar Hanoi Perth Basel Delhi Tokyo Accra
 Miami""".split()
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
