@@ -8,8 +8,9 @@ their reward: 1 for the target, 0.1 for an expression that has another value or 
 found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 in its place:
 `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 
-Expected: seed 0, the mean reward of 300 held-out problems is 0.18 after 25 and 0.21 after 50 of the
-150 iterations; the end is not yet measured. An iteration takes 1.0 s on one of two CPU cores.
+Expected: twice SFT's reward, and far from all solved: a small model from scratch learns to write
+expressions of the given numbers, and little of the search. Seen with seed 0, mean reward of 300
+held-out problems at temperature 1: SFT 0.111, PPO 0.230. 5 min on one of two busy CPU cores.
 """
 
 from ppo_jax.config import (

@@ -8,8 +8,8 @@ food). SFT sees few sentences, which hold a part of the words; the labels of the
 from reward, 1 for the label's word and nothing else. SmolLM2 in its place: `ARGS="--sft.model.path
 smollm2-135m"`, with learning rates of its size.
 
-Expected: seed 0, of 300 held-out sentences SFT has 0.41 right, and 0.57 after 20 of the 60
-iterations; the end is not yet measured. On one of two CPU cores SFT takes 40 s, an iteration 1.7 s.
+Expected: twice as many right as by SFT. Seen with seed 0, 300 held-out sentences at temperature 1:
+SFT 0.402, PPO 0.818. 4 min on one of two busy CPU cores.
 """
 
 from ppo_jax.config import (

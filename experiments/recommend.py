@@ -9,8 +9,8 @@ three genres and the popularity of the 15 items are behind the clicks, but not i
 shelf hits 0.258, and 0.667 one who knows the tastes (`experiments/data/_make_recommend.py`).
 SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
 
-Expected: seed 0, SFT hits 0.31 of 400 held-out clicks, and 0.48 after 60 of the 100 iterations; the
-end is not yet measured. On one of two CPU cores an iteration takes about 1 s.
+Expected: between those two. Seen with seed 0, 400 held-out clicks at temperature 1: SFT hits 0.302,
+PPO 0.509. 2 min on one of two busy CPU cores.
 """
 
 from ppo_jax.config import (
