@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_jax.errors import ConfigError
+from ppo_jax.text import install_hint
 
 Z = 1.959963984540054  # of 95 % of a normal distribution
 RESAMPLES = 2000
@@ -174,9 +175,8 @@ def self_bleu(texts: list[str], *, limit: int = SELF_BLEU_TEXTS, seed: int = 0) 
     try:
         from sacrebleu.metrics.bleu import BLEU  # pyright: ignore
     except ImportError:
-        raise ConfigError(
-            "self-BLEU needs the package sacrebleu: pip install 'ppo_jax[rewards]'"
-        ) from None
+        hint = install_hint("sacrebleu", "rewards")
+        raise ConfigError(f"self-BLEU needs the package sacrebleu: {hint}") from None
     drawn = sorted(np.random.default_rng(seed).permutation(len(texts))[:limit].tolist())
     some: list[str] = [texts[i] for i in drawn if texts[i].split()]
     if len(some) < 2:

@@ -17,7 +17,7 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.report_cells import KL, SCORES, Cell, Study, number
 from ppo_jax.report_stats import EVAL, as_number, bands, mean_interval
 from ppo_jax.report_tables import Result
-from ppo_jax.text import visible
+from ppo_jax.text import install_hint, visible
 
 # Okabe and Ito's colours, told apart by those who see fewer; then again with other lines.
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #999999".split()
@@ -60,7 +60,8 @@ PANELS = {
 def need_matplotlib() -> None:
     """ConfigError, with the command that mends it, where it is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("report needs the package matplotlib: pip install 'ppo-jax[report]'")
+        hint = install_hint("matplotlib", "report")
+        raise ConfigError(f"report needs the package matplotlib: {hint}")
 
 
 def study_plots(result: Result) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast
 
 from ppo_jax.errors import ConfigError, StorageError
+from ppo_jax.text import install_hint
 
 if TYPE_CHECKING:
     from ppo_jax.gcs import GcsPath
@@ -29,7 +30,8 @@ def as_path(name: str | Path, key: str = "path") -> Path:
     if scheme != "gs" or not rest.strip("/"):
         raise ConfigError(f"{key}={text}: must be a local folder or gs://bucket/folder")
     if importlib.util.find_spec("gcsfs") is None:
-        raise ConfigError(f"{key}={text}: needs the package gcsfs: pip install 'ppo_jax[gcs]'")
+        hint = install_hint("gcsfs", "gcs")
+        raise ConfigError(f"{key}={text}: needs the package gcsfs: {hint}")
     from ppo_jax.gcs import GcsPath
 
     return cast(Path, GcsPath(f"/{rest}"))

@@ -1,5 +1,7 @@
-"""Text of others, made fit to be shown: in one line, without control characters."""
+"""Text fit to be shown: that of others in one line, without control characters, and what to type."""
 
+import shlex
+import sys
 import unicodedata
 
 
@@ -19,3 +21,10 @@ def visible(text: str, encoding: str = "utf-8") -> str:
         for character in text
     )
     return shown.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+def install_hint(package: str, extra: str) -> str:
+    """The command that gives this Python a package, alone or with all of an extra of ppo-jax,
+    which itself is on no index."""
+    python = shlex.quote(sys.executable)
+    return f"{python} -m pip install {package} (or -e '.[{extra}]' in the repository)"

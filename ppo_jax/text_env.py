@@ -24,7 +24,7 @@ from ppo_jax.responses import as_rollout
 from ppo_jax.reward import Scores, combine_scores
 from ppo_jax.rewards.base import check_columns, parse_rewards, text_columns
 from ppo_jax.rewards.host import SEEDS, Rows, call
-from ppo_jax.text import visible
+from ppo_jax.text import install_hint, visible
 from ppo_jax.tokenizer import character_tokenizer, decode, encode_prompt
 from ppo_jax.types import Prompts, Rollout
 
@@ -32,7 +32,8 @@ try:
     import gymnasium  # pyright: ignore
     from gymnasium import spaces  # pyright: ignore
 except ImportError:
-    raise ConfigError("ppo_jax.text_env: needs gymnasium: pip install 'ppo-jax[gym]'") from None
+    hint = install_hint("gymnasium", "gym")
+    raise ConfigError(f"ppo_jax.text_env: needs gymnasium: {hint}") from None
 
 NOTHING = -1  # in an observation, where no token stands
 ANY_LENGTH = 2**30  # prompts are held against the observation's width instead
@@ -65,8 +66,9 @@ class PPOTextEnv(gymnasium.Env):
     better.
 
     `prompts` is a data file, of whose rows one is drawn for each episode by the environment's own
-    seed; None: texts begin from nothing. `reset(options={"prompt": ..., **columns})` sets a prompt
-    and the columns that rewards read; without a file, `max_prompt_tokens` is the room for it.
+    seed; None: texts begin from nothing, for which a `text_policy` needs its `begin`.
+    `reset(options={"prompt": ..., **columns})` sets a prompt and the columns that rewards read;
+    without a file, `max_prompt_tokens` is the room for it.
 
     Raises ConfigError, DataError and RewardError where training would.
     """

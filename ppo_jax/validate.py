@@ -10,6 +10,7 @@ import importlib.util
 from ppo_jax.config import Config, ModelConfig
 from ppo_jax.errors import ConfigError
 from ppo_jax.ranges import RANGES, check_ranges, check_types
+from ppo_jax.text import install_hint
 from ppo_jax.validate_mesh import mesh_devices, mesh_options, shared_model
 from ppo_jax.validate_model import MODEL_MISTAKES, Mistakes, byte_vocabulary, near_divisors
 
@@ -228,7 +229,10 @@ def _run(config: Config) -> Mistakes:
     if run.tensorboard and "://" in run.dir:
         yield "run.tensorboard", f"writes no files to run.dir={run.dir}; nearest valid: False"
     if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        yield "run.tensorboard", "needs tensorboardX: pip install 'ppo-jax[tensorboard]'"
+        yield (
+            "run.tensorboard",
+            f"needs tensorboardX: {install_hint('tensorboardX', 'tensorboard')}",
+        )
     if run.cell in ("", ".", "..") or "/" in run.cell:
         yield "run.cell", "must be the name of one folder; nearest valid: base"
     for key, warmup in (

@@ -251,7 +251,7 @@ def test_without_matplotlib_it_says_how_to_get_it(runs, monkeypatch, capsys):
     absent = lambda name, *rest: None if name == "matplotlib" else found(name, *rest)
     monkeypatch.setattr(importlib.util, "find_spec", absent)
     assert main(["report", "ab"]) == 2
-    assert "pip install 'ppo-jax[report]'" in capsys.readouterr().err
+    assert "-m pip install matplotlib (or -e '.[report]' " in capsys.readouterr().err
     assert not Path("experiments").exists()
 
 

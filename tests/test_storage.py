@@ -52,7 +52,7 @@ def test_names_become_paths(monkeypatch, tmp_path):
         with pytest.raises(ConfigError, match="run.dir=.*must be a local folder or gs://"):
             run_path(RunOptions(dir=name), "tiny")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"gs://bucket.*pip install 'ppo_jax\[gcs\]'"):
+    with pytest.raises(ConfigError, match=r"gs://bucket.*-m pip install gcsfs "):
         run_path(RunOptions(dir="gs://bucket"), "tiny")
 
 

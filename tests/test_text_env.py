@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import re
 import string
 import sys
+import types
 from pathlib import Path
 
 import gymnasium
@@ -166,7 +168,7 @@ def test_characters_that_have_no_id():
 def test_a_missing_gymnasium_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     monkeypatch.delitem(sys.modules, "ppo_jax.text_env")
-    with pytest.raises(ConfigError, match=r"pip install 'ppo-jax\[gym\]'$"):
+    with pytest.raises(ConfigError, match=r"needs gymnasium: .*pip install gymnasium "):
         importlib.import_module("ppo_jax.text_env")
 
 
@@ -261,7 +263,25 @@ def test_a_run_gives_its_policy_and_its_critic(tmp_path):
 
 def test_observations_that_the_model_cannot_read():
     policy = text_policy(None, shape=MODEL)  # a random one
-    with pytest.raises(ConfigError, match="observation 1 has no token: .*begin=ID"):
+    with pytest.raises(ConfigError, match="observation 1 has no token, .*begin=256"):
         policy.act(np.array([[1, -1], [-1, -1]]))
     with pytest.raises(ConfigError, match="holds the id 300, the model has 259"):
         policy.act(np.array([300]))
+
+
+def test_what_is_said_to_a_policy_that_cannot_begin_lets_it_begin():
+    """Of an environment as it is by default, whose texts begin from nothing."""
+    policy = text_policy(None, shape=MODEL)
+    env = PPOTextEnv(5, tokenizer=policy.tokenizer)
+    observation, _ = env.reset(seed=0)
+    with pytest.raises(ConfigError) as caught:
+        policy.act(observation)
+    assert re.search(r"begin=(\d+)\), its bos_token <\|bos\|>$", str(caught.value))[1] == "256"
+    policy, over = text_policy(None, shape=MODEL, begin=256), False
+    while not over:
+        observation, _, ended, cut, info = env.step(policy.act(observation).actions)
+        over = ended or cut
+    assert env.ids and len(env.ids) <= 5
+    with pytest.raises(ConfigError, match=r"begin=1\), its eos_token \\n$"):
+        unnamed = types.SimpleNamespace(bos_token_id=None, eos_token_id=1, eos_token="\n")
+        policy._replace(tokenizer=unnamed, begin=None).act(np.array([-1]))

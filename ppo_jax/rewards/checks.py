@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.text import install_hint
 
 
 def need_package(reward: str, package: str, extra: str) -> None:
-    """Raises ConfigError naming the extra if a package is not installed. Imports nothing."""
+    """Raises ConfigError with how to get it if a package is not installed. Imports nothing."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"reward {reward}: the package {package} is not installed; it comes with the extra "
-            f"`{extra}`: pip install 'ppo_jax[{extra}]'"
+            f"reward {reward}: the package {package} is not installed: "
+            f"{install_hint(package, extra)}"
         )
 
 
