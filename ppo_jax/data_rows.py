@@ -20,10 +20,15 @@ class Row(NamedTuple):
 
 
 def usable_row(raw: bytes, first: Row | None, tokenizer: Any, line: int, path: Path) -> Row:
-    where = f"{path}:{line}"
     """A line of a file, which other rows have to be like `first`. DataError names its place."""
+    where = f"{path}:{line}"
     columns = parse_object(raw, where)
     if "messages" in columns and "prompt" not in columns:
+        if "response" in columns:
+            raise DataError(
+                f"{where}: columns `messages` and `response`: the last of the messages is the "
+                "response; leave one of the two out"
+            )
         columns |= _split(columns.pop("messages"), where)
     prompt = _checked_prompt(columns, where)
     del columns["prompt"]
@@ -53,7 +58,13 @@ def _checked_prompt(row: dict, where: str) -> str | list:
     # Whitespace alone, or special tokens alone, make a prompt like any other.
     if "prompt" not in row:
         present = shown(", ".join(row)) if row else "none"
-        raise DataError(f"{where}: no column `prompt`; columns present: {present}")
+        hint = ""
+        if any(isinstance(row.get(name), list) for name in ("chosen", "rejected")):
+            hint = (
+                "; of whole conversations in `chosen` and `rejected` the messages that both begin "
+                "with are expected as `prompt`, what follows as `chosen` and `rejected`"
+            )
+        raise DataError(f"{where}: no column `prompt`; columns present: {present}{hint}")
     prompt = row["prompt"]
     if not isinstance(prompt, str | list):
         raise DataError(

@@ -17,7 +17,7 @@ from ppo_jax.data import Dataset, batch_rows, load_dataset, prompt_rows, take_ro
 from ppo_jax.data_rows import warn_left_out
 from ppo_jax.errors import DataError
 from ppo_jax.jsonl import json_type, shown
-from ppo_jax.responses import as_rollout
+from ppo_jax.responses import as_rollout, text_of
 from ppo_jax.tokenizer import check_vocabulary
 from ppo_jax.types import Array, Rollout
 
@@ -156,17 +156,10 @@ def _texts(dataset: Dataset, names: tuple[str, ...], row: int, where: str) -> li
 
 
 def _text(value: Any, name: str, where: str) -> str:
-    match value:
-        case [{"role": "assistant", "content": content}]:
-            value = content
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: {name} is {json_type(value)}; expected a string, or a list of one message "
-            "of the assistant"
-        )
-    if not value:
+    text = text_of(value, name, where)
+    if not text:
         raise DataError(f"{where}: {name} is empty")
-    return value
+    return text
 
 
 def _target(dataset: Dataset, names: tuple[str, ...], row: int, where: str) -> float:

@@ -9,25 +9,35 @@ from ppo_jax.config import DataOptions
 from ppo_jax.data import Dataset, take_rows
 from ppo_jax.data_rows import warn_left_out
 from ppo_jax.errors import DataError
+from ppo_jax.jsonl import json_type, shown
 from ppo_jax.types import Prompts, Rollout
+
+# Columns of data made for other trainers -> what to do about them.
+OTHERS = {
+    "completion": "; nearest: `completion`, which is to be named `response`",
+    "chosen": "; nearest: `chosen`, which is to be named `response` (`ppo-jax reward-model` reads "
+    "`chosen` and `rejected`)",
+}
 
 
 def response_ids(
     dataset: Dataset, tokenizer: Any, vocab_size: int, *, bad_rows: str = "error"
 ) -> list[list[int]]:
-    """Tokens of each row's `response`: its own `response_ids`, else the text's.
+    """Tokens of each row's `response`, a string or a list of one message of the assistant: its own
+    `response_ids`, else the text's.
 
     Raises DataError naming the line of a row without a usable one; with bad_rows="skip" such a row
     has no tokens, and one warning says how many there are.
     """
     if "response" not in dataset.columns:
-        present = ", ".join(["prompt", *dataset.columns])
-        raise DataError(f"{dataset.path}: no column `response` (columns: {present})")
+        present = shown(", ".join(["prompt", *dataset.columns]))
+        near = next((hint for name, hint in OTHERS.items() if name in dataset.columns), "")
+        raise DataError(f"{dataset.path}: no column `response` (columns: {present}){near}")
     given = dataset.columns.get("response_ids", [None] * len(dataset.prompts))
     result, faults = [], []
-    for line, text, ids in zip(dataset.lines, dataset.columns["response"], given, strict=True):
+    for line, value, ids in zip(dataset.lines, dataset.columns["response"], given, strict=True):
         try:
-            result.append(_tokens(text, ids, tokenizer, vocab_size, f"{dataset.path}:{line}"))
+            result.append(_tokens(value, ids, tokenizer, vocab_size, f"{dataset.path}:{line}"))
         except DataError as error:
             if bad_rows == "error":
                 raise
@@ -38,9 +48,22 @@ def response_ids(
     return result
 
 
-def _tokens(text: Any, ids: Any, tokenizer: Any, vocab_size: int, where: str) -> list[int]:
-    if not isinstance(text, str):
-        raise DataError(f"{where}: response is {type(text).__name__}, expected a string")
+def text_of(value: Any, name: str, where: str) -> str:
+    """The text of a column's value, a string or a list of one message of the assistant. DataError
+    for anything else."""
+    match value:
+        case [{"role": "assistant", "content": str(content)}]:
+            return content
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: {name} is {json_type(value)}; expected a string, or a list of one message "
+            "of the assistant"
+        )
+    return value
+
+
+def _tokens(value: Any, ids: Any, tokenizer: Any, vocab_size: int, where: str) -> list[int]:
+    text = text_of(value, "response", where)
     if ids is None:
         ids = tokenizer.encode(text, add_special_tokens=False)
     valid = lambda i: type(i) is int and 0 <= i < vocab_size

@@ -1,4 +1,4 @@
-"""Text fit to be shown: that of others in one line, without control characters, and what to type."""
+"""Text fit to be shown: that of others, without control characters, and what is to be typed."""
 
 import shlex
 import sys

@@ -46,13 +46,49 @@ def test_rows_whose_response_cannot_be_used_are_left_out_on_demand(tmp_path, cap
     rows = [{"prompt": "a", "response": x} for x in ("ok", None, "", "fine")]
     options = replace(RUN, **{"data.path": write(tmp_path, "d.jsonl", rows)}).data
     dataset = load_dataset(options, byte_tokenizer(), vocab_size=259)
-    with pytest.raises(DataError, match="d.jsonl:2: response is NoneType, expected a string"):
+    with pytest.raises(DataError, match="d.jsonl:2: response is null; expected a string, or"):
         response_ids(dataset, byte_tokenizer(), 259)
     ids = response_ids(dataset, byte_tokenizer(), 259, bad_rows="skip")
     left = ended(dataset, ids, options, eos=257, room=9)
     assert left.response_ids == [[*b"ok", 257], [*b"fine", 257]]
     assert (left.skipped, left.dropped, left.lines) == (2, 0, [1, 4])
     assert "rows left out: 2, the first " in capsys.readouterr().err
+
+
+def read(folder, *rows):
+    options = replace(RUN, **{"data.path": write(folder, "d.jsonl", list(rows))}).data
+    return load_dataset(options, byte_tokenizer(), vocab_size=259)
+
+
+def test_a_response_may_be_the_one_message_of_the_assistant(tmp_path):
+    said = {"role": "assistant", "content": "ho"}
+    rows = [{"prompt": "a", "response": x} for x in ([said], "ho", [said | {"name": "bot"}])]
+    assert response_ids(read(tmp_path, *rows), byte_tokenizer(), 259) == [list(b"ho")] * 3
+    asked = {"role": "user", "content": "hi"}
+    for given in ([asked, said], [asked], [], [said, said], [said | {"content": None}], said):
+        what = "an object" if given is said else "a list"
+        expected = f"d.jsonl:1: response is {what}; expected a string, or a list of one message of"
+        with pytest.raises(DataError, match=expected):
+            response_ids(read(tmp_path, {"prompt": "a", "response": given}), byte_tokenizer(), 259)
+
+
+def test_columns_of_other_trainers_are_told_what_they_are_here(tmp_path):
+    with pytest.raises(DataError, match=r"'prompt, text'\)$"):
+        response_ids(read(tmp_path, {"prompt": "a", "text": "b"}), byte_tokenizer(), 259)
+    for names in (["completion"], ["chosen", "rejected"]):
+        row = {"prompt": "a"} | dict.fromkeys(names, "b")
+        says = f"no column `response` .*; nearest: `{names[0]}`, which is to be named `response`"
+        with pytest.raises(DataError, match=says):
+            response_ids(read(tmp_path, row), byte_tokenizer(), 259)
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    with pytest.raises(DataError, match="no column `prompt`.*the messages that both begin with"):
+        read(tmp_path, {"chosen": talk, "rejected": talk})
+
+
+def test_messages_leave_no_room_for_a_response(tmp_path):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    with pytest.raises(DataError, match="d.jsonl:1: columns `messages` and `response`: the last"):
+        read(tmp_path, {"messages": talk, "response": "other"})
 
 
 def test_a_response_ends_with_what_the_tokenizer_means():
