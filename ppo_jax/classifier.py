@@ -21,10 +21,13 @@ from ppo_jax.parts import by_tokens, map_over_tokens
 from ppo_jax.rewards.base import LearnedReward, Part
 from ppo_jax.scoring import final_scores, read_to_the_end
 from ppo_jax.sharding import batch_devices, make_mesh, put
-from ppo_jax.stages import resolve
+from ppo_jax.stages import Stages, resolve
 from ppo_jax.stream import row_tokens, row_width
 from ppo_jax.types import Array, PyTree, Rollout
 from ppo_jax.weight_sharding import weight_shardings
+
+# Reads the text with a classifier's own tokenizer, whatever the policy's is.
+ON_HOST = "ppo_jax.rewards.hf_classifier.hf_classifier(PATH, label=...)"
 
 
 class Classifier(NamedTuple):
@@ -38,13 +41,13 @@ class Classifier(NamedTuple):
 
 
 def open_classifier(
-    reward: LearnedReward, config: Config, policy: Source, experiment: str
+    reward: LearnedReward, config: Config, policy: Source, stages: Stages
 ) -> Source:
     """The model of a reward, before its weights are read.
 
     Raises ConfigError where it is none that scores, or `check_reads` does.
     """
-    path = resolve(reward.path, config, experiment)
+    path = resolve(reward.path, config, stages)
     source = _scorer(reward, path, trust=config.model.trust_remote_code)
     check_reads(reward, source, config, policy)
     return source
@@ -57,7 +60,8 @@ def _scorer(reward: LearnedReward, path: str | None, *, trust: bool = False) -> 
         what = "a language model" if labels is None else f"a classifier of {labels} outputs"
         raise ConfigError(
             f"reward {reward.name}: {reward.path} is {what}: expected a run of ppo-jax "
-            "reward-model, or a sequence classifier of one output"
+            "reward-model, or a sequence classifier of one output (of any number, on the host: "
+            f"{ON_HOST})"
         )
     return source
 
@@ -85,20 +89,17 @@ def _check_vocabulary(
         theirs, ours = len(source.tokenizer), len(tokenizer)
         raise ConfigError(
             f"{where} reads another vocabulary ({theirs} tokens) than the policy ({ours}): it "
-            "cannot be a reward on the device; one on the host, fn(prompts, responses), may read "
-            "the text with any model"
+            f"cannot be a reward on the device; one on the host reads the text itself: {ON_HOST}"
         )
     return where
 
 
 def open_classifiers(
-    parts: Iterable[Part], config: Config, policy: Source, experiment: str
+    parts: Iterable[Part], config: Config, policy: Source, stages: Stages
 ) -> dict[str, Source]:
     """Those of all rewards that are models, by the reward's name."""
     return {
-        part.name: open_classifier(
-            part.learned._replace(name=part.name), config, policy, experiment
-        )
+        part.name: open_classifier(part.learned._replace(name=part.name), config, policy, stages)
         for part in parts
         if part.learned is not None
     }

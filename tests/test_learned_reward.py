@@ -230,7 +230,7 @@ def test_another_vocabulary_is_refused(judge):
     other.add_tokens(["<more>"])
     said = refused(judge[0], policy=policy._replace(tokenizer=other))
     assert "reads another vocabulary (259 tokens) than the policy (260)" in said
-    assert "one on the host, fn(prompts, responses)" in said
+    assert "one on the host reads the text itself: ppo_jax.rewards.hf_classifier" in said
     wider = dataclasses.replace(CONFIG.model.shape, vocab_size=300)
     assert "another vocabulary" in refused(judge[0], policy=policy._replace(config=wider))
 

@@ -14,6 +14,7 @@ On the device: `lexicon` (word lists, sentiment), `length`, `words` (their numbe
 (regular expressions), `diversity` (distinct and repeated n-grams), `exact` (the text of a column),
 `ending`, `learned` (a reward model); `byte_stream` reads a response as bytes. On the host:
 `answers` (numbers, boxed, Countdown), `math_answers`, `overlap` (ROUGE-L, BLEU, chrF), `language`,
-`compound` (VADER), `endpoint` (HTTP); `arithmetic` calculates with what models write. `by_task`
-gives each task of a mixture a reward of its own.
+`compound` (VADER), `hf_classifier` (a model with a tokenizer of its own), `endpoint` (HTTP);
+`arithmetic` calculates with what models write. `by_task` gives each task of a mixture a reward of
+its own.
 """

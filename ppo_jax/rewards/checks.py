@@ -27,6 +27,15 @@ def need_number(reward: str, option: str, value: Any, low: float, high: float = 
     raise ConfigError(f"reward {reward}: {option} is {value!r}; expected a finite number {wanted}")
 
 
+def need_whole(reward: str, option: str, value: Any, low: int) -> int:
+    """The value of an option; ConfigError unless it is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(
+            f"reward {reward}: {option} is {value!r}; expected a whole number of at least {low}"
+        )
+    return value
+
+
 def need_choice(reward: str, option: str, value: Any, choices: Sequence[str]) -> None:
     """Raises ConfigError, with the choices, for an option that is none of them."""
     if value not in choices:

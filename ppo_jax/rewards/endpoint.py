@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ppo_jax.errors import ConfigError, DataError, RewardError
-from ppo_jax.rewards.checks import is_number, need_number
+from ppo_jax.rewards.checks import is_number, need_number, need_whole
 from ppo_jax.text import one_line, visible
 
 MAX_BYTES_PER_ROW = 1 << 16  # of a reply, beside 1 MiB
@@ -54,10 +54,10 @@ def endpoint(
     *,
     columns: Collection[str] | None = None,
     batch_size: int | None = None,
-    timeout: float = 20.0,
-    retries: int = 4,
+    timeout: float = 8.0,
+    retries: int = 2,
     backoff: float = 0.5,
-    max_wait: float = 30.0,
+    max_wait: float = 15.0,
     headers: Mapping[str, str] | None = None,
     name: str = "endpoint",
 ) -> Callable[..., list[float]]:
@@ -67,16 +67,21 @@ def endpoint(
     seconds; 429, 5xx, a lost connection and a try out of time are tried `retries` times more,
     after backoff * 2^k seconds, of which a random half is left out so that workers do not come
     back together, or what Retry-After asks for, if that is longer. Credentials in the URL are sent
-    as basic authentication; redirects are not followed. All of it must fit into `reward.timeout`.
+    as basic authentication; redirects are not followed.
+
+    All of it must fit into `reward.timeout`, or the reward's process is ended before it can name
+    the URL. With the defaults, a server that hangs fails a request in 3 * 8 + 1.5 = 25.5 seconds,
+    and one that asks to wait in 3 * 8 + 2 * 15 = 54 at most: within the default of 60, the former
+    within the half of it that `reward.on_error=mask` leaves a batch.
 
     Raises ConfigError for unusable options. The reward raises RewardError, naming the URL without
     credentials, query and fragment, if the endpoint refuses, if retries are used up, if it asks to
     wait for more than `max_wait` seconds, and for a reply of another form.
     """
-    size = _whole(name, "batch_size", batch_size, 1) if batch_size is not None else None
+    size = need_whole(name, "batch_size", batch_size, 1) if batch_size is not None else None
     limits = (
         need_number(name, "timeout", timeout, 0.001),
-        _whole(name, "retries", retries, 0),
+        need_whole(name, "retries", retries, 0),
         need_number(name, "backoff", backoff, 0),
         need_number(name, "max_wait", max_wait, 0),
     )
@@ -246,11 +251,3 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(_NoRedirect)
-
-
-def _whole(name: str, option: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(
-            f"reward {name}: {option} is {value!r}; expected a whole number of at least {low}"
-        )
-    return value
