@@ -8,11 +8,11 @@ reward reads the number after `####`, or else the last one, as an exact fraction
 
 Rows of GSM8K (Cobbe et al. 2021) have `question` and `answer`; this makes them rows of ours:
 
-    python -c 'import json, sys; [print(json.dumps({"prompt": r["question"] + "\nA:",
+    .venv/bin/python -c 'import json, sys; [print(json.dumps({"prompt": r["question"] + "\nA:",
         "answer": r["answer"]})) for r in map(json.loads, sys.stdin)]' < train.jsonl > mine.jsonl
-    ppo-jax train gsm8k --model.path smollm2-135m --data.path mine.jsonl --data.eval_path None
-        --run.eval_every None --data.max_prompt_tokens 320 --rollout.max_new_tokens 256
-        --rollout.batch_size 32 --hparams.learning_rate 1e-5
+    .venv/bin/ppo-jax train gsm8k --model.path smollm2-135m --data.path mine.jsonl \
+        --data.eval_path None --run.eval_every None --data.max_prompt_tokens 320 \
+        --rollout.max_new_tokens 256 --rollout.batch_size 32 --hparams.learning_rate 1e-5
 
 SmolLM2-135M does not solve GSM8K, before or after PPO: it is right so rarely that there is little
 to reinforce, and what rises is the share of responses with a number to read

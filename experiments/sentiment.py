@@ -8,7 +8,8 @@ the adaptive coefficient. Hardware: two CPU cores and 10 GB of memory, about 9 m
 
 Expected: VADER's own compound score of the continuations, which knows negation and emphasis and is
 not the reward, rises by 0.28 to 0.39 between the first and the last five iterations; KL between 3
-and 4. Figures and commands: experiments/README.md.
+and 4. Figures and commands: experiments/README.md. `ppo-jax eval` continues 260 other openings;
+training makes no use of them (`run.eval_every` is None).
 """
 
 from ppo_jax.config import (
@@ -24,7 +25,11 @@ from ppo_jax.config import (
 from ppo_jax.rewards.lexicon import sentiment
 
 BASE = Config(
-    data=DataOptions(path="experiments/data/openings.jsonl", max_prompt_tokens=16),
+    data=DataOptions(
+        path="experiments/data/openings.jsonl",
+        eval_path="experiments/data/openings_eval.jsonl",
+        max_prompt_tokens=16,
+    ),
     rollout=RolloutOptions(batch_size=32, max_new_tokens=24),
     reward=RewardOptions(kl_controller="adaptive"),
     # One epoch of four minibatches moves the policy as far as two of two, at half the cost.

@@ -7,7 +7,8 @@ of 8 to 32 bytes that end with "." rises from about 0.1 to above 0.98; seen with
 first and of the last five iterations: 0.14 and 1.00.
 
 The same task as a Gymnasium environment, of which this is the compiled twin, is `ppo_jax.text_env`;
-the trained model plays it as `text_policy("runs/textgen_period/base/seed0")`.
+the trained model plays it as `text_policy("runs/textgen_period/base/seed0")`, from a prompt, as it
+was trained: experiments/README.md, "Environments", has the loop.
 """
 
 from ppo_jax.config import (
@@ -23,7 +24,11 @@ from ppo_jax.rewards.ending import ends_with
 
 BASE = Config(
     model=ModelOptions(path=None),
-    data=DataOptions(path="experiments/data/tiny.jsonl", max_prompt_tokens=12),
+    data=DataOptions(
+        path="experiments/data/tiny.jsonl",
+        eval_path="experiments/data/tiny_eval.jsonl",  # of `ppo-jax eval`
+        max_prompt_tokens=12,
+    ),
     # Byte 46 is the full stop: it ends a text, as in the environment.
     rollout=RolloutOptions(
         batch_size=64, max_new_tokens=32, min_new_tokens=7, stop_token_ids=(46,)

@@ -20,6 +20,7 @@ from ppo_jax.model import head_of, init_value_head, stream_trunk, unembed
 from ppo_jax.restore import restore_params
 from ppo_jax.sampling import draw, greedy
 from ppo_jax.scoring import Scorer, read, response_states, values_from
+from ppo_jax.text import visible
 from ppo_jax.types import Array, PyTree, Rollout
 
 Apply = Callable[[PyTree, Array], tuple[Array, Array]]
@@ -58,7 +59,7 @@ class TextPolicy(NamedTuple):
         """
         observations = np.asarray(observations)
         rows_NW = np.atleast_2d(observations)
-        _check_observations(rows_NW, self.vocab_size, self.begin)
+        _check_observations(rows_NW, self)
         params = self.params if params is None else params
         logits_NV, values_N = self.apply(params, jnp.asarray(rows_NW))
         actions_N, logprobs_N = _choose(logits_NV, key, jnp.float32(temperature))
@@ -153,15 +154,25 @@ def _value(source: Source) -> tuple[PyTree, ModelConfig]:
     return {"head": critic.head, "trunk": critic.trunk}, critic.config
 
 
-def _check_observations(rows_NW: np.ndarray, vocab_size: int, begin: int | None) -> None:
+def _check_observations(rows_NW: np.ndarray, policy: TextPolicy) -> None:
     empty = np.flatnonzero((rows_NW < 0).all(axis=1))
-    if begin is None and empty.size:
+    if policy.begin is None and empty.size:
         raise ConfigError(
-            f"observation {empty[0]} has no token: give the environment a prompt, or the policy "
-            "an id to begin with (text_policy(..., begin=ID))"
+            f"observation {empty[0]} has no token, and a model continues at least one: give the "
+            "environment prompts (prompts=, or reset(options={'prompt': ...})), or make the policy "
+            f"by text_policy(..., begin={_usual_begin(policy.tokenizer)}"
         )
-    if rows_NW.max(initial=-1) >= vocab_size:
+    if rows_NW.max(initial=-1) >= policy.vocab_size:
         raise ConfigError(
-            f"an observation holds the id {rows_NW.max()}, the model has {vocab_size}: make the "
-            "environment with the policy's own tokenizer"
+            f"an observation holds the id {rows_NW.max()}, the model has {policy.vocab_size}: make "
+            "the environment with the policy's own tokenizer"
         )
+
+
+def _usual_begin(tokenizer: Any) -> str:
+    """The argument with which texts of this tokenizer begin, for a message."""
+    for name in ("bos_token", "eos_token"):
+        id = getattr(tokenizer, f"{name}_id")
+        if id is not None:
+            return f"{id}), its {name} {visible(getattr(tokenizer, name))}"
+    return "ID)"

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ppo_jax import smollm2
+from ppo_jax.config import DataOptions
+from ppo_jax.data import load_dataset, prompt_width
 from ppo_jax.experiment import load_experiment
 from ppo_jax.rewards.answers import countdown, final_answer
+from ppo_jax.tokenizer import byte_tokenizer, load_tokenizer
 
 DATA = Path(__file__).parents[1] / "experiments" / "data"
 SPLITS = "sft", "sft_eval", "ppo", "eval"
@@ -172,3 +176,42 @@ def test_clicks_are_on_the_shelf_and_the_baselines_as_stated(generator):
     assert make.popularity_hit_rate() == pytest.approx(rate)
     doc = load_experiment("recommend").doc
     assert f"{rate:.3f}" in doc and f"{make.best_hit_rate():.3f}" in doc
+
+
+def test_every_number_is_hidden_as_often_in_the_games_held_out(generator):
+    files = importlib.import_module("_files")
+    for name, made in generator("guess").splits().items():
+        assert (DATA / "guess" / f"{name}.jsonl").read_bytes() == files.lines(made)
+    assert [row["secret"] for row in rows("guess", "ppo")] == [-1]  # any, by the key
+    games = Counter(row["secret"] for row in rows("guess", "eval"))
+    assert games.total() >= 200 and games == dict.fromkeys(range(1, 10), games[1])
+
+
+@pytest.mark.parametrize(
+    "name, experiment", [("openings", "sentiment"), ("tiny", "textgen_period")]
+)
+def test_beginnings_of_texts_held_out(name, experiment, generator):
+    known, held = (
+        [json.loads(line) for line in (DATA / f"{file}.jsonl").read_text().splitlines()]
+        for file in (name, f"{name}_eval")
+    )
+    assert generator(f"{name}_eval").rows() == held
+    prompts = [row["prompt"].lower() for row in held]
+    assert len(set(prompts)) == len(prompts) >= 200
+    assert not {row["prompt"].lower() for row in known} & set(prompts)
+    assert {row.get("topic") for row in known} == {row.get("topic") for row in held}
+    config = load_experiment(experiment).base
+    assert config.data.eval_path == f"experiments/data/{name}_eval.jsonl"
+    assert config.run.eval_every is None  # training is the same with it and without
+
+
+@pytest.mark.parametrize("name", ["openings", "tiny"])
+def test_prompts_held_out_widen_no_batch(name):
+    """The width is that of the longest prompt of both files."""
+    tokenizer = byte_tokenizer()
+    if name == "openings":
+        pytest.importorskip("gguf")
+        tokenizer = load_tokenizer(smollm2.ensure_cached())
+    options = lambda file: DataOptions(path=str(DATA / file))
+    read = lambda file: load_dataset(options(file), tokenizer, vocab_size=len(tokenizer))
+    assert prompt_width(read(f"{name}_eval.jsonl")) <= prompt_width(read(f"{name}.jsonl"))

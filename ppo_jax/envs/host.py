@@ -59,8 +59,9 @@ def check_host_environment(environment: HostEnv, config: Config) -> None:
         )
     if config.data.eval_path is not None:
         raise ConfigError(
-            f"data.eval_path={config.data.eval_path}: held-out rows are answered within a program, "
-            f"and {name} is ordinary Python; nearest valid: None"
+            f"data.eval_path={config.data.eval_path}: held-out rows are answered within one "
+            f"compiled program, which cannot ask {name}, a HostEnv; nearest valid: None (each "
+            "iteration's env/<measure> are of new seeds)"
         )
 
 
