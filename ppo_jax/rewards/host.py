@@ -69,19 +69,23 @@ def call(
     except RewardError as error:
         if on_error == "abort":
             raise
+        why = str(error)
         if len(rows.numbers) == 1:
-            return HostScores({}, {rows.numbers[0]: str(error)})
+            return HostScores({}, {rows.numbers[0]: why})
     singles = []
     for row in range(len(rows.numbers)):
         one, late = rows.pick([row]), time.monotonic() > deadline
         stands = functools.partial(mark, row) if mark else None
-        singles.append(no_time(one) if late else call(part, one, on_error=on_error, mark=stands))
+        singles.append(
+            no_time(one, why) if late else call(part, one, on_error=on_error, mark=stands)
+        )
     return join(part, singles, [1] * len(singles))
 
 
-def no_time(rows: Rows) -> HostScores:
-    """Rows that no call was made for."""
-    return HostScores({}, dict.fromkeys(rows.numbers, "no time was left for it"))
+def no_time(rows: Rows, together: str = "") -> HostScores:
+    """Rows that no call of their own was made for; `together`: how the one for all of them failed."""
+    why = f"no time was left for it{f' alone; {together}' if together else ''}"
+    return HostScores({}, dict.fromkeys(rows.numbers, why))
 
 
 def join(part: Part, pieces: Sequence[HostScores], sizes: Sequence[int]) -> HostScores:
