@@ -83,7 +83,7 @@ def call(
 
 
 def no_time(rows: Rows, together: str = "") -> HostScores:
-    """Rows that no call of their own was made for; `together`: how the one for all of them failed."""
+    """Rows that no call of their own was made for; `together`: why the one for all failed."""
     why = f"no time was left for it{f' alone; {together}' if together else ''}"
     return HostScores({}, dict.fromkeys(rows.numbers, why))
 
