@@ -61,7 +61,8 @@ def run_eval(experiment: Experiment, config: Config, args: EvalArgs) -> None:
         )
     asked = {"model": args.model, "against": args.against}
     asked = {which: name for which, name in asked.items() if name is not None}
-    paths = {which: resolve(_known(name), config, experiment.name) for which, name in asked.items()}
+    stages = experiment.stages
+    paths = {which: resolve(_known(name), config, stages) for which, name in asked.items()}
     folder = _folder(args.out, asked["model"], paths["model"])
     if config.data.eval_path is None:
         console.warn(f"data.eval_path=None: these are the prompts of {config.data.path}, the run's")
@@ -137,7 +138,7 @@ def _open(experiment: Experiment, config: Config) -> Opened:
     for part in judge:
         check_columns(part, {*dataset.columns, SEEDS})
         check_values(part, dataset.columns, dataset.lines, dataset.path)
-    learned = open_classifiers(parts, opened.config, opened.source, experiment.name)
+    learned = open_classifiers(parts, opened.config, opened.source, experiment.stages)
     for model in learned.values():
         check_shared(opened.config, model.config, jax.device_count())
     return opened._replace(parts=parts, learned=learned)

@@ -4,6 +4,7 @@ what `ppo-jax eval` decides by where REWARD is not the aim itself: a rule, as RE
 
 A file may start from another one: `PARENT = load_experiment("arithmetic")` gives it all that it
 does not define itself, `BASE = replace(PARENT.base, **{"ppo.epochs": 1})` a little of it changed.
+A file that trains SFT or a reward model alone has no need of BASE and REWARD.
 GRID or RUNS, SEEDS and METRICS make it a sweep (`variants`); these a PARENT does not hand on.
 """
 
@@ -12,7 +13,7 @@ import difflib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
@@ -23,10 +24,16 @@ from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.base import Part, parse_rewards
+from ppo_jax.stages import Stages, own_cell
 
 # Where bare names are looked up: of experiments, and of what `ppo-jax bench` times.
 EXPERIMENTS, WORKLOADS = "experiments", "experiments/bench"
 ABLATIONS = "experiments/ablations"  # where bare names are looked up that EXPERIMENTS lacks
+# What PPO needs of a file, and what that is.
+NEEDED = {
+    "BASE": "a ppo_jax.config.Config",
+    "REWARD": "a reward function, or a list with weights",
+}
 JUDGE = "judge."  # before the name of a part of JUDGE
 SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS")  # names of a file that `ppo-jax sweep` reads
 # Path of a file that is being run, and the experiment files that it has loaded.
@@ -35,7 +42,7 @@ _running: list[tuple[Path, list[Path]]] = []
 
 class Experiment(NamedTuple):
     name: str  # of the run folder: the file's name without .py
-    base: Config
+    base: Config  # None, as REWARD is, in a file that lacks it where nothing needs it
     reward: Any  # as the file gives it; `rewards.base.parse_rewards` reads it
     path: Path
     doc: str  # docstring of the file: command, hardware, time, expected result
@@ -47,19 +54,30 @@ class Experiment(NamedTuple):
     sweep: Mapping[str, Any] = MappingProxyType({})  # those of SWEEP that the file defines
     loaded: tuple[Path, ...] = ()  # experiment files that it starts from, whose code is its own too
 
+    @property
+    def stages(self) -> Stages:
+        """Where SFT and REWARD_MODEL have their runs."""
+        configs = {"@sft": self.sft, "@reward-model": self.reward_model}
+        cells = {name: own_cell(one.run, name) for name, one in configs.items() if one is not None}
+        return Stages(self.name, cells)
 
-def load_experiment(name_or_path: str | Path, folder: str = EXPERIMENTS) -> Experiment:
+
+def load_experiment(
+    name_or_path: str | Path, folder: str = EXPERIMENTS, needs: Collection[str] = tuple(NEEDED)
+) -> Experiment:
     """Run an experiment file, given by its path or by its bare name in `folder`.
 
     Raises ConfigError if there is no such file (with the nearest name), if it raises (with the
-    line), or if BASE or REWARD is missing or not what it should be.
+    line), if one of `needs` is missing (BASE, REWARD), or if something is not what it should be. A
+    file that another one starts from need not have them.
     """
     path = find_experiment(name_or_path, folder)
     module, loaded = _run_with_others(path)
     _inherit(module, path)
-    base = _config(path, "BASE", _required(module, path, "BASE", "a ppo_jax.config.Config"))
-    reward = _required(module, path, "REWARD", "a reward function, or a list with weights")
-    judge = getattr(module, "JUDGE", None)
+    for name in needs if not _running else ():
+        _check_there(module, path, name)
+    base: Any = _optional(module, path, "BASE")
+    reward, judge = getattr(module, "REWARD", None), getattr(module, "JUDGE", None)
     for name, given in {"REWARD": reward, "JUDGE": judge}.items():
         try:
             _ = given is None or parse_rewards(given)
@@ -177,7 +195,7 @@ def _inherit(module: ModuleType, path: Path) -> None:
         "WORKLOAD": parent.workload,
     }
     for name, value in theirs.items():
-        if not hasattr(module, name):
+        if value is not None and not hasattr(module, name):
             setattr(module, name, value)
 
 
@@ -228,9 +246,9 @@ def _config(path: Path, name: str, config: Any) -> Config:
     return config
 
 
-def _required(module: ModuleType, path: Path, name: str, wanted: str) -> Any:
-    if not hasattr(module, name):
-        near = difflib.get_close_matches(name, [n for n in vars(module) if n.isupper()], n=1)
+def _check_there(module: ModuleType, path: Path, name: str) -> None:
+    if getattr(module, name, None) is None:
+        others = [n for n in vars(module) if n.isupper() and n != name]
+        near = difflib.get_close_matches(name, others, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
-        raise ConfigError(f"{path}: {name} is missing; expected {name} = {wanted}{hint}")
-    return getattr(module, name)
+        raise ConfigError(f"{path}: {name} is missing; expected {name} = {NEEDED[name]}{hint}")

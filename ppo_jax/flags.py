@@ -1,6 +1,7 @@
 """Flags to a checked configuration, of an experiment's stage or of a command's own arguments."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypeVar
 
 from ppo_jax import arguments
@@ -8,6 +9,8 @@ from ppo_jax.errors import ConfigError
 
 # Command -> what of an experiment file it trains.
 STAGES = {"train": "BASE", "sft": "SFT", "reward-model": "REWARD_MODEL"}
+BEFORE_PPO = ("sft", "reward-model")  # which read neither BASE nor REWARD
+CELLS = {f"--{command}.run.cell": command for command in BEFORE_PPO}  # flags of later stages
 
 # What takes seconds to import (jax, transformers) is imported by whoever needs it.
 Parsed = TypeVar("Parsed")
@@ -15,7 +18,7 @@ Parsed = TypeVar("Parsed")
 
 def first_experiment(command: str, words: list[str]):
     """The experiment that the command's first word names."""
-    from ppo_jax.experiment import list_experiments, load_experiment
+    from ppo_jax.experiment import NEEDED, list_experiments, load_experiment
 
     if not words or words[0].startswith("-"):
         names = ", ".join(list_experiments()) or "none found"
@@ -24,7 +27,7 @@ def first_experiment(command: str, words: list[str]):
             f"{command}: the experiment comes first{got}: ppo-jax {command} EXPERIMENT "
             f"[--section.key VALUE ...] (experiments: {names})"
         )
-    return load_experiment(words[0])
+    return load_experiment(words[0], needs=() if command in BEFORE_PPO else tuple(NEEDED))
 
 
 def listed(folder: str = "experiments") -> str:
@@ -46,10 +49,37 @@ def stage(experiment, base: str):
             f"{experiment.path}: {base}: model.trust_remote_code=True: running a model's own code "
             "is asked for on the command line alone: --model.trust_remote_code True"
         )
-    if base != "BASE" and config.run.cell == type(config.run)().cell:  # PPO has that one
-        cell = next(command for command, of in STAGES.items() if of == base)
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, cell=cell))
-    return experiment._replace(base=config)
+    command = next(command for command, of in STAGES.items() if of == base)
+    cell = experiment.stages.cells.get(f"@{command}", config.run.cell)
+    run = dataclasses.replace(config.run, cell=cell)
+    return experiment._replace(base=dataclasses.replace(config, run=run))
+
+
+def with_cells(experiment, words: Sequence[str]):
+    """(the experiment, its stages in the cells that `--sft.run.cell NAME` says; other words)"""
+    left, rest = list(words), []
+    while left:
+        word = left.pop(0)
+        flag, is_whole, cell = word.partition("=")
+        if flag not in CELLS:
+            rest.append(word)
+            continue
+        if not is_whole and (not left or left[0].startswith("--")):
+            raise ConfigError(f"{flag}: a value is missing")
+        experiment = _in_cell(experiment, CELLS[flag], cell if is_whole else left.pop(0))
+    return experiment, rest
+
+
+def _in_cell(experiment, command: str, cell: str):
+    """The experiment with this stage in that cell."""
+    flag, name = f"--{command}.run.cell", STAGES[command]
+    config = getattr(experiment, name.lower())
+    if config is None:
+        raise ConfigError(f"{flag}={cell}: {experiment.path} has no {name}")
+    if cell == type(config.run)().cell:  # which a stage's config has where it says nothing
+        raise ConfigError(f"{flag}={cell}: the cell of PPO's own runs; nearest valid: {command}")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, cell=cell))
+    return experiment._replace(**{name.lower(): config})
 
 
 def parse(cls: type[Parsed], command: str, words: list[str], **options) -> Parsed:
@@ -69,14 +99,18 @@ def parse(cls: type[Parsed], command: str, words: list[str], **options) -> Parse
 
 def parse_config(command: str, words: list[str], experiment):
     """The experiment's BASE with the flags' values in it, models of other stages found."""
-    config = read_config(command, words, experiment)
+    return with_models(read_config(command, words, experiment), experiment)
+
+
+def with_models(config, experiment):
+    """The config with the runs of the experiment's stages in the place of `@sft` and the like."""
     paths = {key: getattr(config.model, key) for key in ("path", "critic_path")}
     if not any(path is not None and path.startswith("@") for path in paths.values()):
         return config
     from ppo_jax.config import replace
     from ppo_jax.stages import resolve
 
-    found = {key: resolve(path, config, experiment.name) for key, path in paths.items()}
+    found = {key: resolve(path, config, experiment.stages) for key, path in paths.items()}
     return replace(config, **{f"model.{key}": path for key, path in found.items()})
 
 

@@ -48,7 +48,7 @@ def open_foreseen(path: str, config: Config, experiment: Experiment) -> Source:
     """The model at `path`; of a stage that is still to be run what it will be, without weights."""
     trust = config.model.trust_remote_code
     if not _is_unmade(path, config, experiment):
-        return open_source(str(resolve(path, config, experiment.name)), trust_remote_code=trust)
+        return open_source(str(resolve(path, config, experiment.stages)), trust_remote_code=trust)
     begins = _begins(path, experiment)
     assert begins is not None
     model = begins.model
@@ -67,7 +67,7 @@ def _open_reward(
     reward: LearnedReward, config: Config, policy: Source, experiment: Experiment
 ) -> Source:
     if not _is_unmade(reward.path, config, experiment):
-        return open_classifier(reward, config, policy, experiment.name)
+        return open_classifier(reward, config, policy, experiment.stages)
     source = open_foreseen(reward.path, config, experiment)
     check_reads(reward, source, config, policy)
     return source
@@ -77,7 +77,7 @@ def _is_unmade(path: str, config: Config, experiment: Experiment) -> bool:
     """Whether it is a stage of the file, of which it is known what it begins from, still to be
     run."""
     begins = _begins(path, experiment)
-    return begins is not None and not has_ended(stage_run(path, config, experiment.name))
+    return begins is not None and not has_ended(stage_run(path, config, experiment.stages))
 
 
 def _begins(path: str, experiment: Experiment) -> Config | None:

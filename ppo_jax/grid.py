@@ -15,8 +15,8 @@ from ppo_jax.config import Config
 from ppo_jax.config_io import diff, to_dict
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
-from ppo_jax.flags import STAGES, read_config, stage
-from ppo_jax.pipeline import commands_of
+from ppo_jax.flags import STAGES, read_config, stage, with_cells
+from ppo_jax.pipeline import check_roots, commands_of
 from ppo_jax.resume import FREE
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.tuning_run import check_tuned
@@ -88,6 +88,7 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
         variant = _changed(experiment, flags["train"], name, changes)
         variant = variant._replace(needs=_all_needs(experiment, variant, stages))
         configs = {need: stages[need].config for need in variant.needs}
+        check_roots({**configs, "train": variant.config}, ["dir"])
         hashed = _hash({"train": variant.config, **configs})
         shown = {key: _at(to_dict(variant.config), key) for key in changes}
         cells += [_cell(variant, f"{name}-{hashed}", name, hashed, shown, seed) for seed in seeds]
@@ -97,6 +98,7 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
         for command in used
         for seed in seeds
     ]
+    experiment, _ = with_cells(experiment, flags["train"])
     return Grid(experiment, tuple(cells), tuple(before), seeds, metrics)
 
 
@@ -139,8 +141,9 @@ def _changed(
 
 def _variant(experiment: Experiment, command: str, words: tuple[str, ...], what: str) -> Variant:
     """The config that the command has with these flags, checked."""
+    experiment, own = with_cells(experiment, words)
     base = stage(experiment, STAGES[command])
-    config = read_config(f"{command} {experiment.name}", list(words), base)
+    config = read_config(f"{command} {experiment.name}", own, base)
     where = f"{experiment.path}: {what}"
     try:
         check_config(config)
@@ -193,6 +196,12 @@ def _hash(configs: Mapping[str, Config]) -> str:
         for command, config in configs.items()
         for line in diff(Config(), config)
         if line.split(":")[0] not in IDLE and not line.startswith(("run.", "parallel."))
+    ]
+    # The run that a cell begins from may have been made by other flags than these.
+    lines += [
+        f"{command} run.cell: {config.run.cell}"
+        for command, config in configs.items()
+        if command != "train" and config.run.cell != command
     ]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:DIGITS]
 

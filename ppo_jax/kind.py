@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
 def _open(config: Config, experiment: Experiment) -> Opened:
     opened = open_run_of(config, experiment.reward, read_dataset, experiment.environment)
-    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.name)
+    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.stages)
     for model in learned.values():
         check_shared(opened.config, model.config, jax.device_count())
     return opened._replace(learned=learned)

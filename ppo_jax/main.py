@@ -18,6 +18,7 @@ from ppo_jax.flags import (
     parse_config,
     read_config,
     stage,
+    with_cells,
 )
 from ppo_jax.preemption import Preemption, watch
 from ppo_jax.text import visible
@@ -89,15 +90,16 @@ def _run(command: str, words: list[str]) -> None:
     """Train what the command trains."""
     base = STAGES[command]
     if words and words[0] in ("-h", "--help"):
-        defines = ", ".join(dict.fromkeys(("BASE", "REWARD", base)))
+        defines = "BASE and REWARD" if command == "train" else base
         names = {"command": command, "base": base, "defines": defines}
         example = "tiny" if command == "train" else "arithmetic"
         print(TRAIN_USAGE.format(**names, example=example, experiments=listed()), end="")
         return
     preemption = Preemption()
     with watch(preemption):  # what follows takes seconds to import
-        experiment = stage(first_experiment(command, words), base)
-        args, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
+        experiment, rest = with_cells(first_experiment(command, words), words[1:])
+        experiment = stage(experiment, base)
+        args, rest = arguments.take_switches(arguments.TrainArgs, rest)
         own, rest = arguments.take_values(arguments.ProcessArgs, rest)
         check(own)
         processes.check(own)
@@ -135,33 +137,38 @@ def _pipeline(words: list[str]) -> int:
     if words and words[0] in ("-h", "--help"):
         print(PIPELINE_USAGE, end="")
         return 0
-    from ppo_jax.pipeline import commands_of, run_pipeline
+    from ppo_jax.pipeline import check_roots, commands_of, run_pipeline
 
     experiment = first_experiment("pipeline", words)
     commands = commands_of(experiment, words)
-    for command, _, *flags in commands:  # a typo of the last stage's is not found hours later
-        _check_flags(command, experiment, flags)
+    # A typo of the last stage's is not found hours later.
+    configs = {name: _check_flags(name, experiment, flags) for name, _, *flags in commands}
+    check_roots(configs)
     return run_pipeline(commands)
 
 
-def _check_flags(command: str, experiment, words: list[str]) -> None:
-    """Whether they are flags of that stage, with values that it takes."""
+def _check_flags(command: str, experiment, words: list[str]):
+    """The config of that stage: they are flags of it, with values that it takes."""
     from ppo_jax.validate import check_config
 
+    experiment, words = with_cells(experiment, words)
     if command == "eval":
         own, rest = arguments.split_words(words)
         check(parse(arguments.EvalArgs, command, _greedy(own)))
     else:
         _, rest = arguments.take_switches(arguments.TrainArgs, words)
     name = f"{command} {experiment.name}"
-    check_config(read_config(name, rest, stage(experiment, STAGES.get(command, "BASE"))))
+    config = read_config(name, rest, stage(experiment, STAGES.get(command, "BASE")))
+    check_config(config)
+    return config
 
 
 def _eval(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         parse(arguments.EvalArgs, "eval EXPERIMENT", ["--help"])
-    experiment = stage(first_experiment("eval", words), "BASE")
-    own, rest = arguments.split_words(words[1:])
+    experiment, rest = with_cells(first_experiment("eval", words), words[1:])
+    experiment = stage(experiment, "BASE")
+    own, rest = arguments.split_words(rest)
     args = parse(arguments.EvalArgs, f"eval {words[0]}", _greedy(own))
     check(args)
     config = parse_config(f"eval {words[0]}", rest, experiment)
@@ -182,8 +189,8 @@ def _greedy(words: list[str]) -> list[str]:
 def _plan(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         parse(arguments.PlanArgs, "plan EXPERIMENT", ["--help"])
-    experiment = first_experiment("plan", words)
-    own, rest = arguments.split_words(words[1:])
+    experiment, rest = with_cells(first_experiment("plan", words), words[1:])
+    own, rest = arguments.split_words(rest)
     args = parse(arguments.PlanArgs, f"plan {words[0]}", own)
     check(args)
     config = read_config(f"plan {words[0]}", rest, experiment)  # stages need not have been run

@@ -4,12 +4,14 @@ command of its own that it is: sft, reward-model, train, eval."""
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
 
 COMMON = ("--run.seed", "--run.dir")  # of all stages
+CELL = "run.cell"  # of a stage, by which the later ones find its run
 SWITCHES = ("--strict_resume", "--allow_config_change")  # of the stages that train
 STAGES = ("sft", "reward-model", "train", "eval")
 
@@ -23,10 +25,10 @@ def stages_of(experiment: Experiment) -> list[str]:
 def commands_of(experiment: Experiment, words: Sequence[str]) -> list[list[str]]:
     """The words of each stage's command, from the experiment's name and the flags in `words`.
 
-    `--run.seed` and `--run.dir` go to all stages, `--STAGE.section.key` to that stage, and any
-    other flag to `train` (and `eval`, which reads the same config); `SWITCHES` to all that train.
-    Raises ConfigError on a word
-    that is no flag with a value, or of a stage that the file lacks.
+    `--run.seed` and `--run.dir` go to all stages, `--STAGE.section.key` to that stage (its cell to
+    the later ones as well), and any other flag to `train` (and `eval`, which reads the same
+    config); `SWITCHES` to all that train. Raises ConfigError on a word that is no flag with a
+    value, or of a stage that the file lacks.
     """
     stages = stages_of(experiment)
     flags: dict[str, list[str]] = {stage: [] for stage in stages}
@@ -45,6 +47,9 @@ def commands_of(experiment: Experiment, words: Sequence[str]) -> list[list[str]]
                     f"{flag}: {experiment.path} has no such stage: {', '.join(flags)}"
                 )
             flags[stage] += [f"--{own}", value]
+            named = f"--{CELL}" if stage == "train" else flag  # what `@train` is of in `eval`
+            for later in stages[stages.index(stage) + 1 :] if own == CELL else ():
+                flags[later] += [named, value]
         else:
             for each in stages if flag in COMMON else ("train", "eval"):
                 flags[each] += [flag, value]
@@ -53,6 +58,20 @@ def commands_of(experiment: Experiment, words: Sequence[str]) -> list[list[str]]
     for stage in stages:
         flags[stage] += switches if stage != "eval" else []
     return [[stage, name, *flags[stage]] for stage in stages]
+
+
+def check_roots(configs: Mapping[str, Config], keys: Sequence[str] = ("seed", "dir")) -> None:
+    """ConfigError where the runs of stages, by their commands, would not find each other: `@sft` is
+    of the root and the seed that the run after it has."""
+    *others, last = configs
+    for command in others:
+        for key in keys:
+            one, wanted = (getattr(configs[name].run, key) for name in (command, last))
+            if one != wanted:
+                raise ConfigError(
+                    f"{command}: run.{key}={one}, but {last}: {wanted}; expected one for all: "
+                    f"--run.{key} {wanted}"
+                )
 
 
 def _halves(word: str) -> list[str]:

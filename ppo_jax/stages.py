@@ -2,31 +2,52 @@
 
 import dataclasses
 import difflib
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ppo_jax import manifest
-from ppo_jax.config import Config
+from ppo_jax.config import Config, RunOptions
 from ppo_jax.errors import CheckpointError, ConfigError
 from ppo_jax.run_folder import RunFolder, read_status, run_folder, run_path
 from ppo_jax.storage import as_path
 
-# Names of the runs that an experiment's stages leave, and the cells those are in; "": the config's.
+# Names of the runs that an experiment's stages leave, and the cells those are in unless a config
+# says another; "": the config's.
 STAGES = {"@sft": "sft", "@reward-model": "reward-model", "@train": ""}
 BEST = "best"
 
 
-def resolve(path: str | None, config: Config, experiment: str) -> str | None:
-    """The model's path, where it is a stage's name the run of that stage with this root and seed.
+class Stages(NamedTuple):
+    """Where an experiment's stages have their runs."""
+
+    experiment: str  # its name
+    cells: Mapping[str, str] = MappingProxyType({})  # of `@sft`, ...; those of STAGES for the rest
+
+
+def own_cell(run: RunOptions, name: str) -> str:
+    """The cell of a stage before PPO, which by default has another than PPO's."""
+    return STAGES[name] if run.cell == RunOptions().cell else run.cell
+
+
+def resolve(path: str | None, config: Config, stages: Stages) -> str | None:
+    """The model's path, where it is a stage's name the run of that stage with this root and seed,
+    in the stage's own cell.
 
     An SFT or reward model is taken at its best step, if its steps were measured. ConfigError where
     that run is not there or has not ended.
     """
     if path is None or not path.startswith("@"):
         return path
-    run = stage_run(path, config, experiment)
-    command = f"ppo-jax {path[1:]} {experiment} --run.seed {config.run.seed}"
+    run = stage_run(path, config, stages)
+    command = _command(path, config, stages)
     if not run.checkpoints.is_dir():
-        raise ConfigError(f"{path}: no run {run.root}; make it with `{command}`")
+        flag = "--run.cell" if path == "@train" else f"--{path[1:]}.run.cell"
+        raise ConfigError(
+            f"{path}: no run {run.root}; make it with `{command}`, or name another cell: {flag}"
+        )
     if not has_ended(run):
         status = read_status(run).get("status", "no status")
         raise ConfigError(f"{path}: {run.root} has not ended ({status}); go on with `{command}`")
@@ -35,13 +56,26 @@ def resolve(path: str | None, config: Config, experiment: str) -> str | None:
     return str(run.root)
 
 
-def stage_run(name: str, config: Config, experiment: str) -> RunFolder:
+def _command(name: str, config: Config, stages: Stages) -> str:
+    """What makes the run that the stage's name means."""
+    words = ["ppo-jax", name[1:], stages.experiment, "--run.seed", str(config.run.seed)]
+    cell = _cell(name, config, stages)
+    words += ["--run.cell", cell] if cell != (STAGES[name] or RunOptions().cell) else []
+    words += ["--run.dir", config.run.dir] if config.run.dir != RunOptions().dir else []
+    return shlex.join(words)
+
+
+def _cell(name: str, config: Config, stages: Stages) -> str:
+    return stages.cells.get(name, STAGES[name] or config.run.cell)
+
+
+def stage_run(name: str, config: Config, stages: Stages) -> RunFolder:
     """The run that a stage's name means, there or not. ConfigError where it is no stage's."""
     if name not in STAGES:
         near = difflib.get_close_matches(name, STAGES, n=1, cutoff=0.0)[0]
         raise ConfigError(f"model.path={name}: no stage of an experiment; nearest valid: {near}")
-    options = dataclasses.replace(config.run, cell=STAGES[name] or config.run.cell)
-    return run_folder(run_path(options, experiment))
+    options = dataclasses.replace(config.run, cell=_cell(name, config, stages))
+    return run_folder(run_path(options, stages.experiment))
 
 
 def has_ended(run: RunFolder) -> bool:

@@ -11,6 +11,7 @@ With `--vmap` cells that differ in seeds and hyper-parameters alone share a prog
 import difflib
 import fnmatch
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from ppo_jax import vmapped
 from ppo_jax.arguments import SweepArgs, TrainArgs
 from ppo_jax.errors import CheckpointError, ConfigError, StorageError
 from ppo_jax.experiment import Experiment
+from ppo_jax.flags import with_models
 from ppo_jax.grid import Cell, Grid, read_grid
 from ppo_jax.jobs import Ended, Job, run_jobs
 from ppo_jax.preemption import Preemption, watch
@@ -65,13 +67,13 @@ def sweep(
     stages = [one for one in stages if one.standing.state != "done"]
     root = _write_cells(grid)
     if args.index is not None and stages and on_gcs(root):
-        flags = f"--run.dir={stages[0].cell.config.run.dir} --run.seed={stages[0].cell.seed}"
-        command = f"ppo-jax {stages[0].cell.command} {experiment.path} {flags}"
+        stage = stages[0].cell
+        command = shlex.join(("ppo-jax", stage.command, str(experiment.path), *stage.words))
         raise ConfigError(f"--index: {root} has no locks; before the machines begin: {command}")
     print(f"{root}: {len(cells)} cells, {len(cells) - len(left)} of them done", flush=True)
     groups = _groups(left) if args.vmap else [[one] for one in left]
     if len(groups) == 1 and len(left) > 1 and not stages:
-        return _run_together(experiment, left, switches)
+        return _run_together(grid.experiment, left, switches)
     jobs = [_job(experiment, one.cell, stages, switches) for one in stages]
     jobs += [_group_job(experiment, group, stages, words, switches) for group in groups]
     ended = run_jobs(jobs, args.jobs)
@@ -94,7 +96,7 @@ def _run_together(experiment: Experiment, cells: Sequence[Found], switches: Trai
     """The cells in this process, as one program; the exit code."""
     preemption = Preemption()
     with watch(preemption):
-        configs = [one.cell.config for one in cells]
+        configs = [with_models(one.cell.config, experiment) for one in cells]
         failed = train_together(configs, experiment, switches, preemption)
     said = f"{len(cells) - len(failed)} runs done, {len(failed)} failed"
     print("\n".join([f"{experiment.name}: {said}", *map(visible, failed)]), flush=True)

@@ -70,7 +70,7 @@ def load_workload(config: Config, experiment: Experiment) -> tuple[Run, TrainSta
     workload = workload_of(experiment)
     read = functools.partial(dataset_of, workload)
     opened = open_run_of(config, experiment.reward, read, experiment.environment)
-    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.name)
+    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.stages)
     loaded = prepare(opened._replace(learned=learned))
     freed_memory.give_back(caches=True)
     return loaded

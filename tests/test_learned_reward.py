@@ -30,6 +30,7 @@ from ppo_jax.programs import make_stepper
 from ppo_jax.rewards.base import LearnedReward, parse_rewards
 from ppo_jax.rewards.learned import learned_reward
 from ppo_jax.sharding import make_mesh, put_batch
+from ppo_jax.stages import Stages
 from ppo_jax.text_env import PPOTextEnv
 from ppo_jax.tokenizer import byte_tokenizer
 from ppo_jax.types import Rollout
@@ -140,7 +141,7 @@ def iterations(judge, tmp_path_factory):
     @functools.cache
     def run_with(kind: str):
         parts = parse_rewards([(2.0, model)] if kind == "fused" else [(2.0, model), (0.0, zero)])
-        learned = open_classifiers(parts, config, source, "case")
+        learned = open_classifiers(parts, config, source, Stages("case"))
         opened = Opened(config, source, None, dataset, parts, learned=learned)
         run, state, frozen = prepare(opened)
         stepper = make_stepper(run)
@@ -220,7 +221,7 @@ def test_a_model_that_cannot_judge_a_text_is_refused(judge, changes, said):
 def refused(path, config=CONFIG, policy=None):
     policy = open_source(None, CONFIG.model.shape) if policy is None else policy
     with pytest.raises(ConfigError) as error:
-        open_classifier(LearnedReward("judge", str(path)), config, policy, "case")
+        open_classifier(LearnedReward("judge", str(path)), config, policy, Stages("case"))
     return str(error.value)
 
 

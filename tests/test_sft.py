@@ -24,7 +24,7 @@ from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import run_folder
 from ppo_jax.sft import OBJECTIVE, SFT
 from ppo_jax.sharding import put_batch
-from ppo_jax.stages import resolve, run_at
+from ppo_jax.stages import Stages, resolve, run_at
 from ppo_jax.train import train
 from ppo_jax.tuning import tuning_step, tuning_sums
 from ppo_jax.types import Prompts
@@ -242,8 +242,8 @@ def test_stopped_and_resumed_equals_straight(straight, tmp_path):
 
 def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
     config = replace(RUN, **{"run.dir": str(straight.root.parents[2]), "run.cell": "base"})
-    assert resolve("@sft", config, "case") == f"{straight.root}@best"
-    assert resolve("elsewhere", config, "case") == "elsewhere"
+    assert resolve("@sft", config, Stages("case")) == f"{straight.root}@best"
+    assert resolve("elsewhere", config, Stages("case")) == "elsewhere"
     best = manifest.best_step(straight.checkpoints)
     assert run_at(f"{straight.root}@best") == (straight.root, best)
     assert run_at(str(straight.root)) == (straight.root, None)
@@ -253,9 +253,9 @@ def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
     with pytest.raises(
         ConfigError, match="no run .*case/reward-model/seed0; make it with `ppo-jax"
     ):
-        resolve("@reward-model", config, "case")
+        resolve("@reward-model", config, Stages("case"))
     with pytest.raises(ConfigError, match="@sfp: no stage .*nearest valid: @sft"):
-        resolve("@sfp", config, "case")
+        resolve("@sfp", config, Stages("case"))
 
 
 @pytest.mark.parametrize(
