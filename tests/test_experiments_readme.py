@@ -22,7 +22,10 @@ from ppo_jax.rewards.base import DeviceReward, LearnedReward
 
 README = (Path(__file__).parents[1] / "experiments" / "README.md").read_text(encoding="utf-8")
 TOOL, GYMNASIUM, LOOP = re.findall(r"```python\n(.*?)```", README, re.S)
-QUICK = "--run.iterations 2 --rollout.batch_size 8 --parallel.data 1 --run.compile_cache None"
+QUICK = (
+    "--run.iterations 2 --rollout.batch_size 8 --parallel.data 1 --run.compile_cache None "
+    "--run.show_prompts 0 --run.profile_after 0 --ppo.token_sizes None --model.remat none"
+)
 
 
 @pytest.fixture
