@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hostile_texts
 from ppo_jax.errors import ConfigError, DataError, RewardError
 from ppo_jax.rewards import answers
 from ppo_jax.rewards.answers import (
@@ -234,22 +235,11 @@ def test_random_expressions_score_by_their_value():
     assert set(reward([""] * 1000, responses, less, targets)) == {0.1}
 
 
-HOSTILE = [
-    *("(" * 127 + "1" + ")" * 127, "(" * 10**5, "((1))/(0)", "1/0", "9**9**9", "9" * 10**5),
-    *("1+" * 10**5 + "1", "-" * 10**5, "\u0663", "\uff13", "\ud800", "\0", "$" * 10**4),
-    *("__import__('os').system('touch canary')", "1 " * 5000, "1," * 3000, "1/" * 3000),
-    *("\\boxed{" * 500, "\\boxed{" + "{" * 10**4, "\\boxed{" + "a" * 4000 + "}"),
-    *("\\frac{" * 1000, "#### " + "9" * 10**5, "\\boxed{9**9**9}", "\n" * 10**5, "a\n" * 5000),
-    *(f"<answer>{inside}</answer>" for inside in ("+1" * 128, "*".join(["99"] * 85), "9" * 255)),
-    *("<answer>" * 1000, "</answer>" * 1000, "1" + " " * 10**5 + "/2", "x" * 10**5),
-]
-
-
 @pytest.mark.parametrize("reward", [final_answer(), countdown()], ids=["answer", "countdown"])
 def test_a_hundred_thousand_hostile_outputs(reward, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     count = 10**5
-    responses = list(itertools.islice(itertools.cycle(HOSTILE), count))
+    responses = list(itertools.islice(itertools.cycle(hostile_texts.TEXTS), count))
     columns = {"answer": [71] * count}
     if reward.__name__ == "countdown":
         columns = {"numbers": [[3, 4]] * count, "target": [71] * count}
