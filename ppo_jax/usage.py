@@ -29,8 +29,7 @@ abort, 4 checkpoint unusable, 5 run folder locked, 6 storage, 7 reward failed, 7
 TRAIN_USAGE = """\
 usage: ppo-jax {command} EXPERIMENT [--section.key VALUE ...]
 
-EXPERIMENT is the path of a .py file that defines {defines}, or a name in
-experiments/:
+EXPERIMENT is the path of a .py file that defines {defines}, or a name in experiments/:
 {experiments}
 
 Every field of its {base} is a flag, for example
@@ -39,6 +38,8 @@ Every field of its {base} is a flag, for example
 them:
   --strict_resume        exit with code 4 instead of going back past a damaged checkpoint
   --allow_config_change  go on with other options than the checkpoint was made with
+  --sft.run.cell CELL    the cell of the run that @sft means, where it is not the one that the
+                         file's SFT has; likewise --reward-model.run.cell
 A run of several processes needs no flag on Cloud TPU, Slurm, Open MPI and Kubernetes; elsewhere
 each gets
   --coordinator HOST:PORT --processes N --process K   process 0 listens there; K counts from 0
@@ -53,7 +54,8 @@ Runs, each in a process of its own, the stages that the experiment's file define
 reward-model (REWARD_MODEL), train and eval. A stage that is complete does nothing, one that was
 stopped goes on. --run.seed and --run.dir go to all, --STAGE.section.key VALUE to that stage, as
   ppo-jax pipeline arithmetic --sft.run.iterations 200 --hparams.kl_coef 0.01
-and any other flag to train and eval.
+and any other flag to train and eval. With --sft.run.cell CELL another SFT stands beside the first,
+and the later stages, whose @sft it is, begin from it and are held against it.
 """
 
 SWEEP_USAGE = """\

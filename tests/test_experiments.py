@@ -7,6 +7,7 @@ import pytest
 from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import find_experiment, list_experiments, load_experiment, summary
+from ppo_jax.flags import first_experiment, stage
 from ppo_jax.rewards.base import parse_rewards
 from ppo_jax.validate import check_config
 
@@ -133,6 +134,46 @@ def test_a_broken_file_is_named_in_one_line(text, says, tmp_path):
         load_experiment(path)
     line = str(caught.value)
     assert line.startswith(str(path)) and says in line and "\n" not in line
+
+
+STAGE = """from ppo_jax.config import Config
+{name} = Config()
+"""
+
+
+@pytest.mark.parametrize(("name", "command"), [("SFT", "sft"), ("REWARD_MODEL", "reward-model")])
+def test_a_stage_s_file_needs_that_stage_alone(tmp_path, name, command):
+    path = write(tmp_path, STAGE.format(name=name))
+    experiment = first_experiment(command, [str(path)])
+    assert experiment.base is None and experiment.reward is None
+    assert stage(experiment, name).base.run.cell == command
+    for other in ("train", "eval", "plan", "sweep", "pipeline"):
+        with pytest.raises(ConfigError, match=f"^{path}: BASE is missing; expected BASE = a ppo_j"):
+            first_experiment(other, [str(path)])
+    write(tmp_path, STAGE.format(name=name) + "BASE = Config()\n")
+    with pytest.raises(ConfigError, match=f"^{path}: REWARD is missing; expected REWARD = a rewar"):
+        first_experiment("train", [str(path)])
+    write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=f"^{path}: {name} is missing; expected {name} = a Conf"):
+        stage(first_experiment(command, [str(path)]), name)
+    write(tmp_path, STAGE.format(name=name) + "REWARD = 3\n")
+    with pytest.raises(ConfigError, match="REWARD: reward: 3 is not a reward"):
+        first_experiment(command, [str(path)])
+
+
+def test_a_file_may_start_from_one_of_a_stage_alone_and_leave_out_base(tmp_path):
+    parent = write(tmp_path, STAGE.format(name="SFT"), name="parent")
+    start = "from ppo_jax.experiment import load_experiment\nPARENT = load_experiment({!r})\n"
+    path = write(tmp_path, start.format(str(parent)))
+    assert load_experiment(path, needs=()).sft == Config()
+    with pytest.raises(ConfigError, match=f"^{path}: BASE is missing"):
+        load_experiment(path)
+    whole = write(tmp_path, start.format(str(parent)) + GOOD, name="whole")
+    assert load_experiment(whole).sft == Config() and load_experiment(whole).base == Config()
+    less = write(tmp_path, start.format(str(whole)) + "BASE = REWARD = None\n", name="less")
+    assert load_experiment(less, needs=()).base is None
+    with pytest.raises(ConfigError, match=f"^{less}: BASE is missing"):
+        load_experiment(less)
 
 
 @pytest.mark.parametrize("given", ["sentimnt", "senti-ment", "Sentiment"])

@@ -165,6 +165,20 @@ def test_a_pipeline_with_two_sft_cells_trains_from_and_is_held_against_its_own(t
     assert code == 4 and "big/seed0" in err and "sft/seed0" in err
 
 
+def test_a_file_of_sft_alone_is_trained_and_may_get_more_later(tiny, tmp_path):
+    path, _ = tiny
+    text, flags = path.read_text(), [*SHORT, "--run.dir", str(tmp_path / "runs")]
+    path.write_text(text.replace("REWARD = ascii_share\n", "") + "del BASE\n")
+    assert main(["sft", str(path), *flags]) == 0
+    run = tmp_path / "runs" / "case" / "sft" / "seed0"
+    made = (run / "metrics.jsonl").read_bytes()
+    assert json.loads((run / "status.json").read_text())["status"] == "done" and made
+    code, err = here("train", str(path), *flags)
+    assert code == 2 and "BASE is missing" in err
+    path.write_text(text)  # the run is as good with BASE and REWARD beside it
+    assert main(["sft", str(path), *flags]) == 0 and (run / "metrics.jsonl").read_bytes() == made
+
+
 def test_cells_of_a_sweep_begin_from_the_stage_in_the_cell_that_is_named(tiny, tmp_path):
     path, _ = tiny
     path.write_text(path.read_text() + "SEEDS = (1, 2)\n")
