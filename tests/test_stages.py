@@ -1,6 +1,8 @@
 """Which run `@sft` and `@reward-model` mean: the one in the cell that the experiment's stage has."""
 
 import json
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from ppo_jax.main import main
 from ppo_jax.pipeline import commands_of
 from ppo_jax.stages import Stages, resolve, stage_run
 
+README = Path(__file__).parents[1] / "experiments" / "README.md"
 ALL = Experiment(
     "case",
     replace(Config(), **{"model.path": "@sft"}),
@@ -177,6 +180,18 @@ def test_a_file_of_sft_alone_is_trained_and_may_get_more_later(tiny, tmp_path):
     assert code == 2 and "BASE is missing" in err
     path.write_text(text)  # the run is as good with BASE and REWARD beside it
     assert main(["sft", str(path), *flags]) == 0 and (run / "metrics.jsonl").read_bytes() == made
+
+
+def test_the_sft_file_of_the_readme_trains_as_pasted(tmp_path, monkeypatch):
+    shown = README.read_text().partition("needs `SFT` alone")[2].partition('\n    """')
+    source = textwrap.dedent(shown[1][1:] + shown[2].partition("\n`@sft`")[0])
+    (row,) = re.findall(r"# lines like (\{.*\})", source)
+    (tmp_path / "mine.py").write_text(source)
+    (tmp_path / "answers.jsonl").write_text(row + "\n")
+    monkeypatch.chdir(tmp_path)
+    words = [*SHORT, *"--model.path None --parallel.data 1 --run.show_prompts 0".split()]
+    assert main(["sft", "mine.py", *words]) == 0
+    assert (tmp_path / "runs/mine/sft/seed0/metrics.jsonl").read_text().count("\n") == 1
 
 
 def test_cells_of_a_sweep_begin_from_the_stage_in_the_cell_that_is_named(tiny, tmp_path):
