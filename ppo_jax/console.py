@@ -35,6 +35,8 @@ COLUMNS = (  # label, metric, format
     ("eval accuracy", "eval/accuracy", "{:.3f}"),
     ("score", "objective/scores", "{:.3f}"),
     ("eval score", "eval/scores", "{:.3f}"),
+    ("eval judge", "eval/judge", "{:.3f}"),
+    ("wins", "eval/win_rate", "{:.3f}"),
     ("kl", "objective/kl", "{:.3f}"),
     ("kl_coef", "objective/kl_coef", "{:.4f}"),
     ("length", "rollout/length_mean", "{:.1f}"),

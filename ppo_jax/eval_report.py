@@ -34,9 +34,7 @@ def describe(
     found = numbers(answers)
     if greedy:
         del found["kl"]
-    scores_PK, decided_PK = answers.by_prompt(answers.scores_N), decided(answers)
-    if answers.verdicts_N is not None:
-        found["judge"] = quality.mean_of_samples(decided_PK)
+    scores_PK, decided_PK = answers.by_prompt(answers.scores_N), answers.decided_PK
     if answers.samples > 1:
         best_P = quality.best_known(scores_PK)
         found[f"best_of_{answers.samples}"] = quality.mean(
@@ -55,15 +53,9 @@ def describe(
     return rows | {name: {"value": _known(x), **own} for name, x in spread.items()}
 
 
-def decided(answers: Answers) -> np.ndarray:
-    """What decides about each response, [P, K]: the judge where there is one, else the reward."""
-    verdicts_N = answers.verdicts_N
-    return answers.by_prompt(answers.scores_N if verdicts_N is None else verdicts_N)
-
-
 def compare(ours: Answers, theirs: Answers) -> Row:
     """The share of prompts won, with its interval; and how many were won, tied and lost."""
-    wins_P = quality.wins(decided(ours), decided(theirs))
+    wins_P = quality.wins(ours.decided_PK, theirs.decided_PK)
     row = _row(quality.estimate(quality.mean(wins_P, share=True)))
     counts = {"won": wins_P > 0.5, "tied": wins_P == 0.5, "lost": wins_P < 0.5}
     by = "reward" if ours.verdicts_N is None else "judge"

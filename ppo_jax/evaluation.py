@@ -5,7 +5,7 @@ A run's own evaluations go into its log as `eval/...`; `ppo-jax eval` tells more
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from ppo_jax.types import Array, Prompts, PyTree, Rollout, TrainState
 EVAL_KEY = 2**31 - 6  # folded in for held-out prompts: no iteration has this number
 EVAL = "eval/"  # before the name of a held-out metric, in the log
 EVAL_SECONDS = "time/eval"  # metric that every line with such ones has
+EVAL_FAILED = f"{EVAL}failed"  # 1 in a line that lacks them, for a reward or a judge that failed
 WORDS = (1, 2, 3)  # n of distinct-n
 DIVERSITY = tuple(f"{EVAL}distinct_{n}" for n in WORDS)  # of which responses may have none
 
@@ -55,6 +56,11 @@ class Answers(NamedTuple):
         """The k1 estimate of each response, nats."""
         return self.sums["logprob"] - self.sums["ref_logprob"]
 
+    @property
+    def decided_PK(self) -> np.ndarray:
+        """What decides about each response: the judge where there is one, else the reward."""
+        return self.by_prompt(self.scores_N if self.verdicts_N is None else self.verdicts_N)
+
     def by_prompt(self, x_N: np.ndarray) -> np.ndarray:
         """[N] as [P, K], float64."""
         return x_N.astype(np.float64).reshape(-1, self.samples)
@@ -71,19 +77,18 @@ def best_is_judged(run: RunOptions) -> bool:
     return run.keep_best is not None and run.keep_best.removeprefix("-").startswith(EVAL)
 
 
-def make_judge(run: Run) -> Callable[[TrainState, PyTree], dict[str, float]]:
-    """`judge(state, frozen)`: the metrics of `run.held_out`, each row continued once, the same in
-    all processes. It neither alters the state nor draws from its key."""
-    assert run.held_out is not None
-    held, examine = run._replace(dataset=run.held_out), make_examination(run.setup)
+def make_answers(run: Run) -> Callable[[TrainState, PyTree], Answers | None]:
+    """`answer(state, frozen)`: what `answer_all` gives of `run.held_out`, each row continued once.
+    It neither alters the state nor draws from its key."""
+    held = run.held
+    examine = make_examination(held.setup)
 
-    def judge(state: TrainState, frozen: PyTree) -> dict[str, float]:
+    def answer(state: TrainState, frozen: PyTree) -> Answers | None:
         temperature = run.hparams.temperature
         ask = lambda *asked: examine(state.params, state.ref, frozen, temperature, *asked)
-        answers = answer_all(held, ask, seed=run.config.run.seed)
-        return on_first("evaluated", lambda: metrics(cast(Answers, answers)))
+        return answer_all(held, ask, seed=run.config.run.seed)
 
-    return judge
+    return answer
 
 
 def metrics(answers: Answers) -> dict[str, float]:
@@ -94,6 +99,8 @@ def metrics(answers: Answers) -> dict[str, float]:
     spread = {f"distinct_{n}": quality.distinct(answers.written, n) for n in WORDS}
     found |= {name: x for name, x in spread.items() if not math.isnan(x)}
     found["unscored"] = float(np.sum(~np.isfinite(answers.scores_N)))
+    if answers.verdicts_N is not None:
+        found["unjudged"] = float(np.sum(~np.isfinite(answers.verdicts_N)))
     return {EVAL + name: x for name, x in found.items()}
 
 
@@ -103,6 +110,8 @@ def numbers(answers: Answers) -> dict[str, PerPrompt]:
     tokens_P = answers.by_prompt(answers.sums["tokens"]).sum(axis=1)
     over_tokens = lambda x_N: PerPrompt(answers.by_prompt(x_N).sum(axis=1), tokens_P)
     found = {name: over_prompts(x_N) for name, x_N in answers.parts.items()}
+    if answers.verdicts_N is not None:
+        found["judge"] = over_prompts(answers.verdicts_N)
     return found | {
         "scores": over_prompts(answers.scores_N),
         "kl": over_prompts(answers.kl_N),  # nats a response

@@ -1,6 +1,7 @@
 """Experiment files: plain Python that names BASE (a Config) and REWARD (see `rewards.base`), and
 where they train a model before it SFT and REWARD_MODEL (Configs of those two commands). JUDGE is
-what `ppo-jax eval` decides by where REWARD is not the aim itself: a rule, as REWARD is.
+what evaluations decide by, in a run (`eval/judge`) and by `ppo-jax eval`, where REWARD is not the
+aim itself: a rule, as REWARD is, which nothing is trained on.
 
 A file may start from another one: `PARENT = load_experiment("arithmetic")` gives it all that it
 does not define itself, `BASE = replace(PARENT.base, **{"ppo.epochs": 1})` a little of it changed.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 
 from ppo_jax import data
+from ppo_jax.baseline import Beginning, make_judge
 from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config
-from ppo_jax.evaluation import make_judge
-from ppo_jax.experiment import Experiment
+from ppo_jax.experiment import Experiment, judge_parts
 from ppo_jax.prepare import Opened, Run, open_run_of, prepare, read_dataset
 from ppo_jax.programs import Past, Stepper, make_stepper
 from ppo_jax.types import Prompts, PyTree, TrainState
@@ -27,15 +27,17 @@ class Kind(NamedTuple):
     prepare: Callable[[Opened], tuple[Run, TrainState, PyTree]]
     make_batch: Callable[[Run, int], Any]  # of a step, on the host; a function of (seed, step)
     make_stepper: Callable[[Run, Past], Stepper]
-    make_judge: Callable[[Run], Judge] | None  # on data.eval_path; None: it has none
+    make_judge: Callable[[Run, Beginning], Judge]  # on data.eval_path
     generates: bool  # its model continues prompts, which are shown before and after
     # (run, state, the judge's metrics) -> the state with what it is to keep of them
     note: Callable[[Run, TrainState, Mapping[str, float]], TrainState] | None = None
 
 
 def _open(config: Config, experiment: Experiment) -> Opened:
-    opened = open_run_of(config, experiment.reward, read_dataset, experiment.environment)
-    learned = open_classifiers(opened.parts, opened.config, opened.source, experiment.stages)
+    judge = judge_parts(experiment.judge) if config.run.eval_every is not None else []
+    opened = open_run_of(config, experiment.reward, read_dataset, experiment.environment, judge)
+    parts = [*opened.parts, *opened.judge]
+    learned = open_classifiers(parts, opened.config, opened.source, experiment.stages)
     for model in learned.values():
         check_shared(opened.config, model.config, jax.device_count())
     return opened._replace(learned=learned)

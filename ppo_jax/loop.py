@@ -7,10 +7,11 @@ import jax
 from ppo_jax import book as books
 from ppo_jax import console, faults
 from ppo_jax.agreement import meet, on_first
+from ppo_jax.baseline import Beginning
 from ppo_jax.book import Book
 from ppo_jax.errors import RewardError, StorageError
 from ppo_jax.evaluate import make_evaluation
-from ppo_jax.evaluation import is_judged
+from ppo_jax.evaluation import EVAL_FAILED, is_judged
 from ppo_jax.kind import Judge, Kind
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import Run
@@ -46,8 +47,8 @@ def iterate(
     past = Past(*on_first("past scores", lambda: past_scores(run, rows)))
     stepper = kind.make_stepper(run, past)
     judge = None
-    if kind.make_judge is not None and run.held_out is not None and config.eval_every is not None:
-        judge = kind.make_judge(run)
+    if run.held_out is not None and config.eval_every is not None:
+        judge = kind.make_judge(run, Beginning(folder, start, state, frozen))
     with console.show_progress(config.iterations, start=start, bar=config.progress) as progress:
         book = books.open_book(run, folder, log, saver, preemption)
         book.progress = progress
@@ -121,7 +122,11 @@ def _judged(
     try:
         with books.evaluating(book, done.step + 1) as times:
             found = judge(state, frozen)
-    except (RewardError, StorageError):  # the state is sound
+    except (RewardError, StorageError) as error:  # the state is sound
+        done = done._replace(times=done.times | {EVAL_FAILED: 1.0})
+        if done.step + 1 == book.run.config.run.iterations:  # it is the run's result
+            console.warn(f"the last evaluation is lacking: {error}")
+            return done
         books.read(book, done)
         books.save(book, done.step + 1, state)
         raise

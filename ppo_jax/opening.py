@@ -82,7 +82,8 @@ def begin(
 
 
 def _facts(opened: Opened, experiment: Experiment) -> dict[str, Any]:
-    models = opened.source, opened.critic, opened.dataset, opened.learned
+    learned = {part.name: opened.learned[part.name] for part in opened.parts if part.learned}
+    models = opened.source, opened.critic, opened.dataset, learned  # a judge alters nothing
     facts = run_facts(opened.config, experiment, *models)
     if not opened.parts:
         facts["reward"] = None  # which the experiment's file may well define

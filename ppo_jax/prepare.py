@@ -1,7 +1,7 @@
 """From a config to what the loop works with: weights, first state, what stays frozen."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,15 @@ class Run(NamedTuple):
     held_out: data.Dataset | None = None  # of data.eval_path
     call_host: CallHost | None = None  # None: in this process
     host_env: HostEnv | None = None  # what the policy talks with, where that is ordinary Python
+    judge: list[Part] = []  # of responses to held-out prompts; no reward of theirs
+    judging: Setup | None = None  # with the judge beside the rewards; None: there is none
+
+    @property
+    def held(self) -> "Run":
+        """The run on its held-out prompts, the judge beside the rewards."""
+        assert self.held_out is not None
+        parts, setup = [*self.parts, *self.judge], self.judging or self.setup
+        return self._replace(dataset=self.held_out, parts=parts, setup=setup)
 
     @property
     def pad_id(self) -> int:
@@ -75,7 +84,8 @@ class Opened(NamedTuple):
     held_out: data.Dataset | None = None  # of data.eval_path
     environment: DeviceEnv | HostEnv | None = None
     env_tables: PyTree = None  # of one on the device, NumPy arrays
-    learned: dict[str, Source] = {}  # models that are rewards, by the reward's name
+    learned: dict[str, Source] = {}  # models that are rewards, or judge, by the part's name
+    judge: list[Part] = []  # of the held-out rows, where there are any
 
     @property
     def width(self) -> int:
@@ -88,26 +98,29 @@ def open_run_of(
     reward: Any,
     dataset_of: Callable[[Config, Source, tuple[str, ...]], data.Dataset],
     environment: DeviceEnv | HostEnv | None = None,
+    judge: Sequence[Part] = (),
 ) -> Opened:
-    """Open the models, the data, the rewards (None: it has none) and the environment. Raises
-    ConfigError or DataError."""
+    """Open the models, the data, the rewards (None: it has none), the environment, and the judge of
+    held-out rows, which alone need its columns. Raises ConfigError or DataError."""
     source = open_policy(config)
     critic = open_critic(config, source)
     config = dataclasses.replace(config, model=resolve_options(config.model, source, critic))
     parts = [] if reward is None else parse_rewards(reward)
-    texts = text_columns(parts)
-    dataset, held_out = dataset_of(config, source, texts), None
+    dataset, held_out = dataset_of(config, source, text_columns(parts)), None
     if config.data.eval_path is not None:
         options = dataclasses.replace(config.data, path=config.data.eval_path)
+        texts = text_columns([*parts, *judge])
         held_out = dataset_of(dataclasses.replace(config, data=options), source, texts)
         held_out = data.first_rows(held_out, config.data.eval_rows)
     opened = Opened(config, source, critic, dataset, parts, held_out)
+    if held_out is not None:
+        opened = opened._replace(judge=[*judge])
     check_model(config, source.config, opened.width)
     for model in filter(None, (source, critic)):
         check_shared(config, model.config, jax.device_count())
     check_memories(config, jax.devices())
-    for part in parts:
-        for read in filter(None, (dataset, held_out)):
+    for read, scorers in ((dataset, parts), (held_out, [*parts, *judge])):
+        for part in scorers if read is not None else ():
             check_columns(part, {*read.columns, SEEDS})
             check_values(part, read.columns, read.lines, read.path)
     return opened if environment is None else _with_environment(opened, environment)
@@ -166,13 +179,19 @@ def prepare(
         hparams,
         held_out=opened.held_out,
         host_env=opened.environment if isinstance(opened.environment, HostEnv) else None,
+        judge=opened.judge,
+        judging=make_setup(opened, mesh, decoder, critic, opened.judge) if opened.judge else None,
     )
     return run, state, place_frozen(config, mesh, still) | place_tables(opened, mesh)
 
 
-def make_setup(opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder) -> Setup:
-    rewards = {part.name: part.device.fn for part in opened.parts if part.device is not None}
-    for part in opened.parts:
+def make_setup(
+    opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder, judge: Sequence[Part] = ()
+) -> Setup:
+    """With the rewards, and those of a judge beside them."""
+    parts = [*opened.parts, *judge]
+    rewards = {part.name: part.device.fn for part in parts if part.device is not None}
+    for part in parts:
         if part.learned is not None:  # a part that is not there would be missed by nobody
             source = opened.learned[part.name]
             rewards[part.name] = reward_function(make_classifier(opened.config, mesh, source))
@@ -182,15 +201,16 @@ def make_setup(opened: Opened, mesh: Mesh, decoder: Decoder, critic: Decoder) ->
         decoder,
         critic,
         rewards,
-        {part.name: part.weight for part in opened.parts},
+        {part.name: part.weight for part in parts},
         opened.environment if isinstance(opened.environment, DeviceEnv) else None,
     )
 
 
 def place_tables(opened: Opened, mesh: Mesh) -> dict[str, PyTree]:
-    """What the rewards of the program and the environment look up, on every device; and the weights
-    of rewards that are models, in shares."""
-    source, parts = opened.source, [part for part in opened.parts if part.device is not None]
+    """What the rewards of the program, the judge and the environment look up, on every device; and
+    the weights of rewards that are models, in shares."""
+    source, parts = opened.source, [*opened.parts, *opened.judge]
+    parts = [part for part in parts if part.device is not None]
     make = lambda part: part.device.make_tables(source.tokenizer, source.config.vocab_size)
     tables: dict[str, PyTree] = {"reward": {part.name: make(part) for part in parts}}
     if isinstance(opened.environment, DeviceEnv):

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from ppo_jax import data
+from ppo_jax.baseline import Beginning
 from ppo_jax.compiled import Built, program
 from ppo_jax.config import Config
 from ppo_jax.critics import REWARD_MODEL, is_reward_model, load_critic
@@ -192,7 +193,7 @@ def _stepper(run: Run, past: Past) -> Stepper:
     return make_tuner(run, OBJECTIVE, "reward_model_step", each=responses_each(run.dataset))
 
 
-def _judge(run: Run) -> Judge:
+def _judge(run: Run, at: Beginning) -> Judge:
     mesh, held_out = run.setup.mesh, run.held_out
     assert held_out is not None
     scored = functools.partial(score_batch, run.setup)

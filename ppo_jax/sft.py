@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppo_jax import data
+from ppo_jax.baseline import Beginning
 from ppo_jax.config import Config
 from ppo_jax.experiment import Experiment
 from ppo_jax.kind import Judge, Kind
@@ -98,7 +99,7 @@ def _stepper(run: Run, past: Past) -> Stepper:
     return make_tuner(run, OBJECTIVE, "sft_step")
 
 
-def _judge(run: Run) -> Judge:
+def _judge(run: Run, at: Beginning) -> Judge:
     sums_of = held_out_sums(run, OBJECTIVE)
 
     def judge(state: TrainState, frozen: PyTree) -> dict[str, float]:

@@ -111,10 +111,10 @@ def _said_in_status(folder: RunFolder, log: MetricsLog, saver: checkpoint.Saver)
 
 
 def _host_rewards(stack: ExitStack, experiment: Experiment, folder: RunFolder, opened: Opened):
-    """What calls the rewards that are ordinary Python, in processes of their own that start now;
-    None where there are none, or where they are to run in this process."""
-    options = opened.config.reward
-    if options.workers == 0 or all(part.host is None for part in opened.parts):
+    """What calls the rewards and judges that are ordinary Python, in processes of their own that
+    start now; None where there are none, or where they are to run in this process."""
+    options, parts = opened.config.reward, [*opened.parts, *opened.judge]
+    if options.workers == 0 or all(part.host is None for part in parts):
         return None
     own = f"-{processes.index()}" if processes.count() > 1 else ""
     if not is_writer():  # which publishes its own

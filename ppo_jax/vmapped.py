@@ -18,15 +18,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ppo_jax.baseline import compared, open_baseline
 from ppo_jax.compiled import KEEP, Built, program
 from ppo_jax.config import Config, ParallelOptions, replace
 from ppo_jax.decoder import make_decoder
 from ppo_jax.errors import ConfigError
 from ppo_jax.evaluate import examination
-from ppo_jax.evaluation import Answers, answers_of, joined, metrics, question_key, questions
+from ppo_jax.evaluation import Answers, answers_of, joined, question_key, questions
 from ppo_jax.kind import PPO
 from ppo_jax.prepare import Opened, Run, make_setup
 from ppo_jax.programs import Finished, Stepper
+from ppo_jax.rewards.base import Part
+from ppo_jax.run_folder import RunFolder
 from ppo_jax.setup import Setup
 from ppo_jax.sharding import RUNS, make_runs_mesh
 from ppo_jax.step import train_step
@@ -38,6 +41,7 @@ class Together(NamedTuple):
 
     runs: list[Run]
     setup: Setup  # of the program
+    judging: Setup  # with the judge beside the rewards
     hparams: PyTree
     states: TrainState
     frozen: PyTree
@@ -80,7 +84,8 @@ def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> 
         is_leaf=lambda x: x is None,
     )
     hparams = _stacked(mesh, [run.hparams for run in runs])
-    return Together(runs, _setup(opened, mesh), hparams, states, frozen, axes)
+    setups = _setup(opened, mesh), _setup(opened, mesh, opened.judge)
+    return Together(runs, *setups, hparams, states, frozen, axes)
 
 
 def _axis(*leaves: Any) -> int | None:
@@ -99,13 +104,13 @@ def _stack(mesh: Mesh, leaves: Sequence[Any]) -> jax.Array:
     return jax.device_put(jnp.stack(leaves), NamedSharding(mesh, P(RUNS)))
 
 
-def _setup(opened: Opened, mesh: Mesh) -> Setup:
+def _setup(opened: Opened, mesh: Mesh, judge: Sequence[Part] = ()) -> Setup:
     options = {"rollout.slots": None, "ppo.token_sizes": None}
     opened = opened._replace(config=replace(opened.config, **options))
     decoder = critic = make_decoder(opened.source.config, opened.config.model, mesh)
     if opened.critic is not None:
         critic = make_decoder(opened.critic.config, opened.config.model, mesh)
-    return make_setup(opened, mesh, decoder, critic)._replace(together=True)
+    return make_setup(opened, mesh, decoder, critic, judge)._replace(together=True)
 
 
 def run_of(tree: PyTree, index: int) -> PyTree:
@@ -140,18 +145,32 @@ def make_batch(together: Together, step: int) -> Prompts:
     return jax.tree.map(lambda *rows: np.stack(rows), *batches)
 
 
-def make_judge(together: Together):
-    """`judge(states, frozen)`: the metrics of the held-out prompts, of each run."""
-    setup, first = together.setup, together.runs[0]
-    assert first.held_out is not None
-    held = [run._replace(dataset=run.held_out) for run in together.runs]
+def make_judge(together: Together, folders: Sequence[RunFolder], start: int):
+    """`judge(states, frozen)`: the metrics of the held-out prompts, of each run, as
+    `baseline.make_judge` has them."""
+    answer = _make_answers(together)
+    unknown: list[Answers | None] = [None] * len(folders)
+    first = answer(together.states, together.frozen) if start == 0 else unknown
+    each = zip(together.runs, folders, first, strict=True)
+    baselines = [open_baseline(run, folder, own) for run, folder, own in each]
+
+    def judge(states: TrainState, frozen: PyTree) -> list[dict[str, float]]:
+        answers = answer(states, frozen)
+        return [compared(*pair) for pair in zip(answers, baselines, strict=True)]
+
+    return judge
+
+
+def _make_answers(together: Together):
+    """`answer(states, frozen)`: the answers to the held-out prompts, of each run."""
+    setup, held = together.judging, [run.held for run in together.runs]
     axes = (0, 0 if together.states.ref is not None else None, together.axes, 0, None, 0)
     examine = jax.vmap(examination(setup), in_axes=axes, axis_name=RUNS, spmd_axis_name=RUNS)
     split, whole = NamedSharding(setup.mesh, P(RUNS)), NamedSharding(setup.mesh, P())
     ask = program(Built({}, {}), "examination", examine, split)
     keys = _stack(setup.mesh, [question_key(run.config.run.seed) for run in together.runs])
 
-    def judge(states: TrainState, frozen: PyTree) -> list[dict[str, float]]:
+    def answer(states: TrainState, frozen: PyTree) -> list[Answers]:
         pieces: list[list[Answers]] = [[] for _ in held]
         for prompts, count in questions(held[0], 1):
             on_devices = jax.device_put(prompts, whole)
@@ -160,6 +179,6 @@ def make_judge(together: Together):
             for index, run in enumerate(held):
                 own = answers_of(run, 1, count, prompts, *run_of(found, index))
                 pieces[index].append(cast(Answers, own))
-        return [metrics(joined(own)) for own in pieces]
+        return [joined(own) for own in pieces]
 
-    return judge
+    return answer

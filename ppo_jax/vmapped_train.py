@@ -98,11 +98,14 @@ def _watch(preemption: Preemption, savers: Sequence[checkpoint.Saver]) -> None:
 
 
 def _prepare(begun: Begun, args: TrainArgs) -> Ready:
-    """ConfigError where the host has its part in an iteration: it cannot be in one program."""
+    """ConfigError where the host has its part in an iteration, or in an evaluation: it cannot be in
+    one program."""
     describe(begun.folder, begun.opened)
     run, state, frozen = PPO.prepare(begun.opened)
-    if run.is_cut:
-        host = next((part.name for part in run.parts if part.host is not None), "the environment")
+    asked = [*run.parts, *run.judge]
+    host = "the environment" if run.host_env is not None else None
+    host = next((part.name for part in asked if part.host is not None), host)
+    if host is not None:
         why = "is ordinary Python, and is not part of the program"
         raise ConfigError(f"--vmap: {host} {why}; leave --vmap out")
     freed_memory.give_back(caches=True)
@@ -162,7 +165,8 @@ class Shelf:
         stepper = vmapped.make_stepper(together)
         judge = None
         if together.runs[0].held_out is not None and config.eval_every is not None:
-            judge = vmapped.make_judge(together)
+            folders = [book.folder for book in self.open.values()]
+            judge = vmapped.make_judge(together, folders, start)
         self.preemption.begin("compilation and the first iteration")
         states, frozen, pending = together.states, together.frozen, None
         self.together = together._replace(states=None, frozen=None)  # donated, from here on

@@ -114,6 +114,13 @@ def test_first_samples_are_those_of_the_run_s_own_evaluation(files, sampled):
     assert line["eval/kl"] == pytest.approx(mean("kl"), abs=1e-6) != 0
     assert line["eval/scores"] == pytest.approx(mean("score"), rel=1e-6)
     assert line["eval/length_mean"] == mean("tokens")
+    assert line["eval/judge"] == line["eval/judge.JUDGE"] == mean("judge")
+    began = [row for row in of(sampled[1], "against") if row["sample"] == 0]
+    wins = [
+        0.5 if ours["judge"] == theirs["judge"] else float(ours["judge"] > theirs["judge"])
+        for ours, theirs in zip(first, began, strict=True)
+    ]
+    assert line["eval/win_rate"] == pytest.approx(np.mean(wins))
 
 
 def test_numbers_are_those_of_the_rows(sampled):

@@ -15,7 +15,7 @@ from ppo_jax import book as books
 from ppo_jax import manifest
 from ppo_jax.config import replace
 from ppo_jax.errors import ConfigError, RewardError
-from ppo_jax.evaluation import DIVERSITY, EVAL, Answers, make_judge, metrics
+from ppo_jax.evaluation import DIVERSITY, EVAL, EVAL_FAILED, Answers, make_answers, metrics
 from ppo_jax.experiment import Experiment
 from ppo_jax.metrics import read_metrics
 from ppo_jax.prepare import open_run_of, prepare, read_dataset
@@ -83,14 +83,15 @@ def test_lines_of_evaluated_states_have_the_held_out_metrics(straight):
     folder, seen = straight
     found = evaluated(folder)
     assert list(found) == [2, 4, 6]
-    names = "scores ascii_share ascii_text/share ascii_text/zero kl entropy ref_perplexity ended "
-    names = {EVAL + name for name in (names + "length_mean unscored").split()}
+    names = "scores ascii_share ascii_text/share ascii_text/zero kl entropy ref_perplexity "
+    names = {EVAL + name for name in (names + "ended length_mean unscored win_rate").split()}
     assert all(set(row) - set(DIVERSITY) == names for row in found.values())
     assert all(row["eval/unscored"] == 0 and row["eval/entropy"] > 0 for row in found.values())
     assert all("time/eval" in row for row in read_metrics(folder.metrics)[1::2])
     calls = [call for call in seen if call[0][0] in ("xyz", "yz", "z")]
-    assert len(calls) == 3 * EVAL_CALLS
-    assert [len(prompts) for prompts, _, _ in calls] == [8, 2] * 3  # a filled-up batch counts once
+    assert len(calls) == 4 * EVAL_CALLS  # of the policy that the run begins from, too
+    assert [len(prompts) for prompts, _, _ in calls] == [8, 2] * 4  # a filled-up batch counts once
+    calls = calls[EVAL_CALLS:]
     for number, row in enumerate(found.values()):
         prompts, texts, boosts = (sum(x, []) for x in zip(*calls[2 * number :][:2], strict=True))
         assert (prompts, boosts) == ([row["prompt"] for row in HELD], BOOSTS)
@@ -108,7 +109,8 @@ def test_the_noise_is_the_same_each_time_and_a_policy_is_its_own_reference(files
     """A state of another step and key, as it is and with one weight moved."""
     config = configured(files, **{"hparams.temperature": 0.8, "rollout.top_k": 40})
     run, state, frozen = prepare(open_run_of(config, ascii_share, read_dataset))
-    judge = make_judge(run)
+    answer = make_answers(run)
+    judge = lambda *at: metrics(answer(*at))
     later = state._replace(step=state.step + 7, key=jax.random.key(9))
     first, again = judge(state, frozen), judge(later, frozen)
     np.testing.assert_equal(first, again)
@@ -140,13 +142,13 @@ def test_what_is_kept_as_best_is_what_was_evaluated(straight):
 
 
 def test_a_reward_that_fails_in_an_evaluation_loses_no_iteration(straight, files, tmp_path):
-    """Resumed, the run logs what it would have, but for the evaluation that was not made."""
+    """Resumed, the run logs what it would have, but for the evaluation that is said to lack."""
     calls = []
 
     @functools.wraps(ascii_text)
     def failing(prompts, responses, boost):
         calls.append(len(prompts))
-        if len(calls) == 2 + EVAL_CALLS:
+        if len(calls) == 2 + 2 * EVAL_CALLS:
             raise ValueError("no luck")
         return ascii_text(prompts, responses, boost)
 
@@ -156,8 +158,8 @@ def test_a_reward_that_fails_in_an_evaluation_loses_no_iteration(straight, files
     assert len(read_metrics(folder.metrics)) == manifest.latest_step(folder.checkpoints) == 2
     assert manifest.best_step(folder.checkpoints) is None  # what was not evaluated is no best one
     resumed, whole = exact(launch(tmp_path, files)), exact(straight[0])
-    assert not evaluated(folder).get(2)
-    assert resumed[1] == {k: x for k, x in whole[1].items() if not k.startswith(EVAL)}
+    lacking = {k: x for k, x in whole[1].items() if not k.startswith(EVAL)}
+    assert resumed[1] == lacking | {EVAL_FAILED: (1.0).hex()}
     assert resumed[:1] + resumed[2:] == whole[:1] + whole[2:]
 
 

@@ -9,6 +9,7 @@ import pytest
 from faults.launch import CLOCK, differences, experiment, here
 from ppo_jax import vmapped, vmapped_train
 from ppo_jax.arguments import TrainArgs
+from ppo_jax.baseline import FILE
 from ppo_jax.config import replace
 from ppo_jax.errors import Preempted
 from ppo_jax.experiment import load_experiment
@@ -23,6 +24,7 @@ from ppo_jax.step import train_step
 GRID = (
     'GRID = {"hparams.lam": (0.5, 1.0), "hparams.temperature": (1.0, 0.7)}\n'
     "REWARD = ascii_share\nSEEDS = (3, 4)\n"
+    "def JUDGE(rollout, columns):\n    return rollout.lengths_B - ascii_share(rollout, columns)\n"
 )
 FLAGS = ["--run.iterations", "4", "--run.checkpoint_every", "2", "--run.eval_every", "2"]
 OTHERWISE = ("update/padding",)  # parts by tokens have less of it, and none share a program
@@ -56,6 +58,10 @@ def together(file):
 def assert_alike(left, right):
     one, other = (list(read_metrics(folder.metrics)) for folder in (left, right))
     assert len(one) == len(other) == 4
+    judged = {"eval/judge", "eval/judge.JUDGE", "eval/win_rate"}
+    assert [judged <= row.keys() for row in one] == [False, True, False, True]
+    kept = lambda folder: json.loads((folder.root / FILE).read_text())
+    assert kept(left)["responses"] == kept(right)["responses"]
     for mine, theirs in zip(one, other, strict=True):
         plain = lambda row: {
             name: value
@@ -125,6 +131,7 @@ def test_a_run_that_is_no_longer_finite_ends_alone(file):
         ("", ["--parallel.fsdp", "2"], "parallel.fsdp=2: runs that share a program"),
         ("", ["--index", "1"], "--index: beside --vmap"),
         ("REWARD = ascii_text\n", [], "--vmap: ascii_text is ordinary Python"),
+        ("JUDGE = ascii_text\n", [], "--vmap: judge.ascii_text is ordinary Python"),
     ],
 )
 def test_what_cannot_share_a_program_is_refused(file, text, flags, line):
