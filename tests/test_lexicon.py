@@ -277,7 +277,7 @@ def test_both_hashes_must_match():
     [
         ({}, 15.0, "empty"),
         ({"don't": 1.0}, 15.0, "don't"),
-        ({"two words": 1.0}, 15.0, "two words"),
+        ({"two, words": 1.0}, 15.0, "two words"),
         ({"good": math.nan}, 15.0, "valence of 'good'"),
         ({"good": 1.0, "GOOD": 2.0}, 15.0, "twice"),
         ({"good": 1.0}, 0.0, "alpha"),
