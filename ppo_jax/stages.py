@@ -44,6 +44,10 @@ def resolve(path: str | None, config: Config, stages: Stages) -> str | None:
     run = stage_run(path, config, stages)
     command = _command(path, config, stages)
     if not run.checkpoints.is_dir():
+        if STAGES[path] and path not in stages.cells:
+            name = STAGES[path].upper().replace("-", "_")
+            why = f"and the experiment {stages.experiment} has no {name}"
+            raise ConfigError(f"{path}: no run {run.root}, {why}; expected a run folder's path")
         flag = "--run.cell" if path == "@train" else f"--{path[1:]}.run.cell"
         raise ConfigError(
             f"{path}: no run {run.root}; make it with `{command}`, or name another cell: {flag}"

@@ -78,7 +78,7 @@ def test_a_stage_of_adapters_hands_on_what_it_adapts(tmp_path):
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"sft": None}, "@sft: no run .*; make it with `ppo-jax sft staged --run.seed 0`"),
+        ({"sft": None}, "@sft: no run .*/sft/seed0, and the experiment staged has no SFT; exp"),
         ({"reward": learned_reward("@train")}, "@train: no run .*`ppo-jax train staged"),
         ({"reward": learned_reward("@rewards")}, "no stage of an experiment; nearest .*@reward"),
     ],

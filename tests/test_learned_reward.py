@@ -245,7 +245,7 @@ def test_what_does_not_score_is_refused(judge, tmp_path):
     assert "is a classifier of 2 outputs: expected" in refused(tmp_path / "two")
     long = replace(CONFIG, **{"data.max_prompt_tokens": 60})
     assert "holds 64 positions, data.max_prompt_tokens" in refused(judge[0], config=long)
-    assert "make it with `ppo-jax reward-model case" in refused("@reward-model")
+    assert "the experiment case has no REWARD_MODEL" in refused("@reward-model")
     with pytest.raises(ConfigError, match="expected a model's path and a name"):
         learned_reward("")
 

@@ -251,7 +251,8 @@ def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
     with pytest.raises(CheckpointError, match="no step 5; there: "):
         run_at(f"{straight.root}@5")
     with pytest.raises(
-        ConfigError, match="no run .*case/reward-model/seed0; make it with `ppo-jax"
+        ConfigError,
+        match="no run .*case/reward-model/seed0, and the experiment case has no REWARD_M",
     ):
         resolve("@reward-model", config, Stages("case"))
     with pytest.raises(ConfigError, match="@sfp: no stage .*nearest valid: @sft"):

@@ -1,4 +1,4 @@
-"""Which run `@sft` and `@reward-model` mean: the one in the cell that the experiment's stage has."""
+"""Which run `@sft` and `@reward-model` mean: that in the cell which the experiment's stage has."""
 
 import json
 import re
