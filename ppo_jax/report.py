@@ -127,7 +127,7 @@ def report_run(root: Path, args: ReportArgs) -> None:
 def leave_page(root: Path) -> None:
     """`report.html` in the folder of a run that has ended, where matplotlib is installed. The run
     is whole without it: what keeps it from being written is said, and ends nothing."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if importlib.util.find_spec("matplotlib") is None or not run_folder(root).metrics.is_file():
         return
     try:
         report_run(root, ReportArgs())

@@ -65,9 +65,11 @@ def read_study(root: Path) -> Study:
     found = [folder for folder in _folders(root) for folder in _folders(folder)]
     stages = set(STAGES.values())
     found = [folder for folder in found if is_run(folder) and folder.parent.name not in stages]
-    if not found:
+    cells = [read_cell(folder.parent.name, _seed(folder), folder) for folder in found]
+    # A stage may have a cell of any name: what made it tells.
+    cells = [cell for cell in cells if not stages.intersection(cell.command.split()[1:2])]
+    if not cells:
         raise ConfigError(f"{root}: no {SWEEP} and no run folder CELL/seed0 in it")
-    cells = tuple(read_cell(folder.parent.name, _seed(folder), folder) for folder in found)
     names = {name for cell in cells for row in cell.rows for name in row}
     metrics = tuple(name for name in USUAL if name in names)
     return Study(root.name, metrics, tuple(sorted(cells, key=lambda c: (c.variant, c.seed))))

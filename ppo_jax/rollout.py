@@ -45,15 +45,13 @@ def sample(
     Runs per device, without collectives: the loops end when this device's rows have, and
     `options.slots` are this device's. `params` is the rollout copy of the trunk, `head` the value
     head on it. Each row draws from keys of its own (sequence id, position) and depends on no other.
-    `together`: one of several runs under a `jax.vmap` over RUNS, whose loops end when those of all
-    have: a predicate of each would have XLA select between old and new caches at every token.
+    `together`: with other runs, under a `jax.vmap` over RUNS; their loops end as one.
     """
-    most = functools.partial(jax.lax.pmax, axis_name=RUNS) if together else lambda x: x
+    most = _most_of_all if together else lambda x: x
     (B, P), T = prompts.ids_BP.shape, options.max_new_tokens
     draw = _drawer(decoder, options, params, head, prompts, key, temperature, greedy=greedy)
     emit = _emitter(decoder, options, draw, environment, tables)
-    first_column_B = P - prompts.mask_BP.sum(axis=1)
-    last_position_B = positions_from_mask(prompts.mask_BP)[:, -1]
+    first_column_B, last_position_B = _places(prompts)
 
     def fill(state: State, count: int) -> State:
         """Prefill rows of the queue, and draw their first tokens."""
@@ -71,15 +69,14 @@ def sample(
         row_W, t_W, token_W, live_W = state.slots
         column_W = P + t_W - 1  # where the token drawn last goes
         visible_WS = _between(first_column_B[row_W], column_W, P + T)
-        furthest = most(jnp.max(jnp.where(live_W, column_W, 0)))
-        reach = kv_cache.blocks_reached(state.caches, furthest)
+        last = most(jnp.max(jnp.where(live_W, column_W, 0)))
+        reach = kv_cache.blocks_reached(state.caches, last)
         position_W = last_position_B[row_W] + t_W
-        hidden_WD, caches = decode_step(
-            decoder, params, token_W, position_W, visible_WS, state.caches, column_W, reach
-        )
+        read = params, token_W, position_W, visible_WS, state.caches, column_W, reach
+        hidden_WD, caches = decode_step(decoder, *read)
         written, token_W, goes_on_W = emit(state.record, row_W, t_W, live_W, hidden_WD)
-        moved = slots.Slots(row_W, t_W + live_W, token_W, goes_on_W)
-        return State(moved, caches, written, state.queued, state.steps + live_W.shape[0])
+        moved, W = slots.Slots(row_W, t_W + live_W, token_W, goes_on_W), live_W.shape[0]
+        return State(moved, caches, written, state.queued, state.steps + W)
 
     state = _start(decoder, options, B, P, greedy=greedy, values=head is not None)
     if environment is not None:
@@ -87,9 +84,24 @@ def sample(
         state = state._replace(record=opened)
     state = slots.run(state, B, options.compactions, fill, step, most)
     rollout = record.as_rollout(prompts, state.record, state.steps)
-    if environment is None:
-        return rollout
+    return rollout if environment is None else _measured(rollout, environment, tables, state)
+
+
+def _measured(rollout: Rollout, environment: DeviceEnv, tables: PyTree, state: State) -> Rollout:
     return rollout._replace(measures=dialogue.measures_of(environment, tables, state.record.rows))
+
+
+def _most_of_all(x: Array) -> Array:
+    """The largest of all runs that share a program: with one predicate for them all a loop works on
+    their caches in place; with one each XLA would select between old and new ones at every token.
+    """
+    return jax.lax.pmax(x, RUNS)
+
+
+def _places(prompts: Prompts) -> tuple[Array, Array]:
+    """(column, position) of each prompt's first and of its last token, [B]."""
+    first_column_B = prompts.ids_BP.shape[1] - prompts.mask_BP.sum(axis=1)
+    return first_column_B, positions_from_mask(prompts.mask_BP)[:, -1]
 
 
 def _between(first_W: Array, last_W: Array, columns: int) -> Array:
