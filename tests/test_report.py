@@ -164,6 +164,8 @@ def test_runs_without_a_sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for cell, seed in (("base", 0), ("base", 1), ("kl=0", 1), ("sft", 0)):
         write_run(tmp_path / f"there/ab/{cell}/seed{seed}", [0.5 + seed, 1.5 + seed])
+    big = write_run(tmp_path / "there/ab/big/seed0", [9.0])  # an SFT in a cell of its own
+    (big / "env.json").write_text(json.dumps({"argv": ["ppo-jax", "sft", "ab"]}))
     out = report("ab", "--run.dir", "there")
     rows = summary(out)
     assert {(row["variant"], row["metric"]) for row in rows} == {
