@@ -18,7 +18,9 @@ SmolLM2-135M does not solve GSM8K, before or after PPO: it is right so rarely th
 to reinforce, and what rises is the share of responses with a number to read
 (`final_answer(format_score=0.1)`). Models of 0.5 billion weights and more learn from it.
 
-Expected: not yet measured. Hardware: two CPU cores for the sample.
+Expected: more right than by SFT, which this recipe does not reach: seed 0, mean reward of 240
+held-out problems at temperature 1, SFT 0.145, PPO 0.136; 15 min on one of two busy CPU cores.
+A better one is not yet measured.
 """
 
 from ppo_jax.config import (

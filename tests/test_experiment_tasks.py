@@ -17,13 +17,13 @@ DATA = EXPERIMENTS / "data"
 TASKS = "translate", "summarize", "qa", "style_length", "mixture", "dialogue"
 PAIRS = "pairs", "pairs_eval"
 KNOWN = {  # of translate's held-out file, by hand
-    "An old dog brings a letter.": "Ein alter Hund bringt einen Brief.",
-    "On Tuesday the child can buy six cups.": "Am Dienstag kann das Kind sechs Tassen kaufen.",
-    "On March 21 a cat buys an old book.": "Am 21. März kauft eine Katze ein altes Buch.",
-    "On Monday a dog sees an apple.": "Am Montag sieht ein Hund einen Apfel.",
-    "A man can need the ball.": "Ein Mann kann den Ball brauchen.",
-    "On July 4 the new dogs buy the books.": "Am 4. Juli kaufen die neuen Hunde die Bücher.",
-    "A dog can bring the old book.": "Ein Hund kann das alte Buch bringen.",
+    "Now the old child brings the old apple.": "Jetzt bringt das alte Kind den alten Apfel.",
+    "On March 12 the king takes the book.": "Am 12. März nimmt der König das Buch.",
+    "On July 12 a man needs the new letter.": "Am 12. Juli braucht ein Mann den neuen Brief.",
+    "At 2 o'clock the child needs an apple.": "Um 2 Uhr braucht das Kind einen Apfel.",
+    "Two girls can bring four letters.": "Zwei Mädchen können vier Briefe bringen.",
+    "A small cat needs the old house.": "Eine kleine Katze braucht das alte Haus.",
+    "A dog must bring the old book.": "Ein Hund muss das alte Buch bringen.",
 }
 
 
