@@ -149,7 +149,7 @@ def opened_with(experiment: Path, log: Path, **options):
 
 BROKEN = {
     "raises": ("raise ValueError('no\\nluck')", r"case.py:1: ValueError: no luck"),
-    "no reward": ("BASE = None", "BASE is a NoneType"),
+    "no reward": ("BASE = None", "BASE is missing; expected BASE = a ppo_jax.config.Config"),
     "no python": ("def", "SyntaxError"),
     "ends": ("import os; os._exit(5)", "exit code 5"),
     "hangs": ("import time; time.sleep(1000)", "no sign of life in time"),
@@ -179,7 +179,7 @@ def test_one_that_was_changed_and_does_not_start_again_ends_the_run(tmp_path):
     with open_pool(path, log, RewardOptions(on_error="mask", timeout=20.0)) as pool:
         assert pool.call(part, ROW, 0).scores["length"] == [4.0]
         path.write_text("BASE = REWARD = None")
-        with pytest.raises(RewardError, match="did not start .*BASE is a NoneType"):
+        with pytest.raises(RewardError, match="did not start .*BASE is missing"):
             pool.call(part, rows, 0)
 
 
