@@ -76,6 +76,7 @@ ENV = HostEnv("teller", Teller, A, TURNS, timeout=3.0)
 @pytest.fixture(scope="module")
 def run():
     """(run, dispatch, first state, frozen, prompts) of one small run for all tests."""
+    Teller.made.clear()  # of an earlier one, where its tests are shared out among processes
     rollout = RolloutOptions(batch_size=12, max_new_tokens=T, stop_token_ids=STOPS)
     config = Config(
         model=ModelOptions(path=None, shape=SHAPE, remat="none"),
