@@ -1,14 +1,13 @@
 """What experiments/README.md shows works as pasted: environments in Python, ordinary RL code."""
 
-import contextlib
 import importlib
 import inspect
-import io
 import json
 import pkgutil
 import re
-import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,10 +71,10 @@ def test_ordinary_rl_code_runs_as_pasted(folder):
     quick = f"train textgen_period {QUICK} --ppo.minibatches 1"
     assert main(quick.split()) == 0
     (folder / "loop.py").write_text(LOOP)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        runpy.run_path("loop.py")
-    lines = said.getvalue().splitlines()
+    command = [sys.executable, "loop.py"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
     assert len(lines) == 5 and all(re.match(r"[01]\.0 ['\"]", line) for line in lines)
 
 
