@@ -47,19 +47,20 @@ SFT = Config(
 )
 
 BASE = Config(
-    model=ModelOptions(path="@sft", remat="none"),
+    model=ModelOptions(path="@sft", critic="separate", remat="none"),
     data=DataOptions(
         path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=80
     ),
     rollout=RolloutOptions(batch_size=512, max_new_tokens=52),
-    ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=1),
-    optim=OptimOptions(schedule="linear"),
-    run=RunOptions(iterations=100, eval_every=20),
+    # On a trunk shared with the policy the critic explains nothing of the rewards to come.
+    ppo=PPOOptions(epochs=2, minibatches=4, critic_warmup=6),
+    optim=OptimOptions(schedule="linear", warmup=4),
+    run=RunOptions(iterations=120, eval_every=20),
     hparams=HParams(
-        learning_rate=4e-4,
+        learning_rate=3e-4,
         critic_learning_rate=1e-3,
-        lam=1.0,
-        vf_coef=0.5,
+        lam=0.97,
+        vf_coef=1.0,
         value_clip=None,
         kl_coef=0.02,
     ),
