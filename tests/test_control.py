@@ -155,6 +155,12 @@ def test_a_study_is_written_down(tmp_path):
     assert result["curves"]["return_by_seed"] == [[None, None]] * 2
 
 
+def test_the_shortest_run_takes_time():
+    """Steps a second are had from the seconds, which are rounded where they are shown alone."""
+    result, seconds = study.timed(lambda x: x + 1, jnp.float32(1))
+    assert result == 2 and min(seconds["compile"], seconds["run"]) > 0
+
+
 def test_what_is_not_finite_ends_with_code_3(capsys):
     run = lambda: study.study(classic.PENDULUM, dataclasses.replace(SMALL, learning_rate=1e38), "")
     assert study.ends_in_a_line(run) == 3

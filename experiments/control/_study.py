@@ -70,7 +70,7 @@ def study(task: Task, settings: Settings, name: str) -> dict[str, Any]:
         "task": task.name,
         "environment_steps": steps,
         "returns": {label: summary(values) for label, values in returns.items()},
-        "seconds": seconds,
+        "seconds": rounded(seconds),
         "steps_per_s": round(steps * settings.seeds / seconds["run"]),
         "update": update_facts(trained.history),
         "curves": curves(trained.history),
@@ -111,7 +111,11 @@ def timed(function, *arguments):
         name: mark[2] - mark[1] if name.startswith("run") else mark[1] - mark[0]
         for name, mark in marks.items()
     }
-    return result, {name: round(s, 2) for name, s in seconds.items()}
+    return result, seconds
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(s, 2) for name, s in seconds.items()}
 
 
 def tested(task: Task, settings: Settings, trained: Trained) -> dict[str, np.ndarray]:

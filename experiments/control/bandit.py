@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from _networks import init_params, policy_output
 from _settings import Settings, checked_config, shape_of
-from _study import ends_in_a_line, read_flags, seed_keys, spread, timed, write
+from _study import ends_in_a_line, read_flags, seed_keys, rounded, spread, timed, write
 from _task import Array, Task
 from _training import Shape, train
 
@@ -116,9 +116,9 @@ def study(flags: Flags) -> None:
             }
         )
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()))
-    print(f"seconds: {spread(seconds)}")
+    print(f"seconds: {spread(rounded(seconds))}")
     settings = {name: value for name, value in vars(flags).items() if name != "out"}
-    result = {"task": "bandit", "rows": rows, "seconds": seconds, "settings": settings}
+    result = {"task": "bandit", "rows": rows, "seconds": rounded(seconds), "settings": settings}
     write(result | environment(), flags.out, "bandit")
 
 
