@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from _networks import init_params, policy_output
 from _settings import Settings, checked_config, shape_of
-from _study import ends_in_a_line, read_flags, seed_keys, rounded, spread, timed, write
+from _study import ends_in_a_line, read_flags, rounded, seed_keys, spread, timed, write
 from _task import Array, Task
 from _training import Shape, train
 
