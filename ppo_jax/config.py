@@ -227,6 +227,7 @@ class HParams:
     temperature: float = 1.0  # divides the logits in rollout, old, new and reference alike
     gamma: float = 1.0
     lam: float = 0.95
+    critic_lam: float | None = None  # lambda of the critic's returns; None: as lam
     clip_low: float = 0.2  # ratio kept above 1 - clip_low; inf: no clip
     clip_high: float = 0.2  # ratio kept below 1 + clip_high; inf: no clip
     dual_clip: float | None = None  # bound of ratio * |A| where A < 0; above 1

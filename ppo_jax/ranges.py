@@ -89,6 +89,7 @@ RANGES = {
     "hparams.temperature": POSITIVE,
     "hparams.gamma": "[0, 1]",
     "hparams.lam": "[0, 1]",
+    "hparams.critic_lam": "[0, 1]",
     "hparams.clip_low": "(0, 1) or inf",  # a ratio is never negative: 1 and above clip nothing
     "hparams.clip_high": ABOVE_0,
     "hparams.dual_clip": "(1, inf]",

@@ -3,6 +3,8 @@
 A reward that is ordinary Python cuts the same functions into three programs (`programs.py`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -208,7 +210,9 @@ def estimate_advantages(
     setup: Setup, hparams: HParams, rewards_BT, scored: Scored, rollout: Rollout, mask_BT: Array
 ):
     """(advantages_BT, returns_BT) by the configured estimator; a row without tokens in `mask_BT`
-    is no sample to it."""
+    is no sample to it. With `critic_lam` the critic's returns have a lambda of their own (VC-PPO,
+    https://arxiv.org/abs/2503.01491): the policy's decays a reward at the end of a long response
+    on its way to the critic's first values too."""
     config = setup.config
     samples = config.rollout.samples_per_prompt
     if config.ppo.advantage == "rloo":
@@ -220,14 +224,18 @@ def estimate_advantages(
     bootstrap_B = None
     if config.ppo.bootstrap_truncated:
         bootstrap_B = jnp.where(rollout.ended_B, 0.0, scored.final_value_B)
-    return compute_gae(
+    gae = functools.partial(
+        compute_gae,
         rewards_BT,
         scored.values_BT,
         mask_BT,
         gamma=hparams.gamma,
-        lam=hparams.lam,
         bootstrap_B=bootstrap_B,
     )
+    advantages_BT, returns_BT = gae(lam=hparams.lam)
+    if hparams.critic_lam is not None:
+        _, returns_BT = gae(lam=hparams.critic_lam)
+    return advantages_BT, returns_BT
 
 
 def optimisers(config: Config, hparams: HParams, step: Array) -> Optimisers:

@@ -24,6 +24,7 @@ def _critic(config: Config) -> Mistakes:
             (False, "ppo.bootstrap_truncated", ppo.bootstrap_truncated),
             ("shared", "model.critic", model.critic),
             (None, "hparams.critic_learning_rate", config.hparams.critic_learning_rate),
+            (None, "hparams.critic_lam", config.hparams.critic_lam),
         ):
             if value != off:
                 yield key, f"ppo.advantage={advantage} has no critic; nearest valid: {off}"

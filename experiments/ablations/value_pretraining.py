@@ -4,21 +4,23 @@
     ppo-jax report value_pretraining
 
 Question: a lambda below 1 trusts the critic; does it lose less with a critic of its own that learns
-alone for the first 20 of 200 iterations?
+alone for the first 20 of 200 iterations? And with returns for the critic that have a lambda of
+their own, 1?
 
 Published: VC-PPO (arXiv 2503.01491): a critic that starts from another model is biased, which with
 lambda 0.95 reaches the policy, and pre-training it is what makes PPO work where responses are long;
 with it goes a lambda of 1 for the critic and a smaller one for the policy (VAPO, arXiv 2504.05118,
-chooses it by length). Lambda is one number here, of critic and policy alike: the decoupled one is
-left out.
+chooses it by length): `hparams.critic_lam`.
 
 Prediction, before any run: over the 4 tokens of a response 0.95 leaves 0.86 of the reward at the
 first, so 0.95 and 1 do not differ, with or without pre-training. 0.5, which leaves 0.13, is the
 lowest without it; pre-training makes up more than half of what 0.5 lacks to 1. With 1 it changes
-nothing but for its 20 iterations. It fails if 0.5 without pre-training is not the lowest, or if
-pre-training does not raise the sums of 0.5 by more than the interval.
+nothing but for its 20 iterations. A critic with a lambda of 1 of its own learns from what it
+estimates, not from itself: 0.5 gains by it, pre-trained or not, and 0.95 does not. It fails if 0.5
+without either is not the lowest, or if pre-training does not raise the sums of 0.5 by more than the
+interval, or if 0.5 with a critic's own lambda is below 0.5 without one.
 
-Hardware: two CPU cores; 18 runs of about 1.5 minutes, and SFT of 40 s for each of the three seeds,
+Hardware: two CPU cores; 30 runs of about 1.5 minutes, and SFT of 40 s for each of the three seeds,
 by estimate. Not yet run.
 """
 
@@ -31,6 +33,16 @@ BASE = replace(
 )
 BASE = replace(BASE, **{"model.critic": "separate"})
 
-GRID = {"ppo.critic_warmup": (0, 20), "hparams.lam": (1.0, 0.95, 0.5)}
+RUNS = {
+    f"lam={lam}{own}{trained}": {
+        "hparams.lam": lam,
+        "hparams.critic_lam": 1.0 if own else None,
+        "ppo.critic_warmup": 20 if trained else 0,
+    }
+    for lam in (1.0, 0.95, 0.5)
+    for own in ("", ",critic_lam=1")
+    for trained in ("", ",pretrained")
+    if not (own and lam == 1.0)
+}
 SEEDS = range(3)
 METRICS = ("eval/scores", "objective/scores", "value/explained_variance")
