@@ -17,11 +17,9 @@ from ppo_jax.classifier import open_classifiers
 from ppo_jax.config import Config, LoraOptions, replace
 from ppo_jax.critics import check_writes
 from ppo_jax.decoder import Decoder, make_decoder
-from ppo_jax.envs.host import HostEnv
 from ppo_jax.errors import ConfigError, StorageError
 from ppo_jax.eval_report import MODELS, compare, describe, response_rows, show
-from ppo_jax.evaluate import make_examination
-from ppo_jax.evaluation import Answers, answer_all
+from ppo_jax.evaluation import Answers, answer_all, make_examiner
 from ppo_jax.experiment import Experiment, judge_parts
 from ppo_jax.loading import Source, load_trunk, open_source, resolve_options
 from ppo_jax.model import cast_weights, stack_layers
@@ -54,11 +52,6 @@ def run_eval(experiment: Experiment, config: Config, args: EvalArgs) -> None:
     CheckpointError or StorageError."""
     if args.temperature == 0 and args.samples > 1:
         raise ConfigError(f"samples={args.samples}: all alike at temperature 0; nearest valid: 1")
-    if isinstance(experiment.environment, HostEnv):
-        raise ConfigError(
-            f"{experiment.path}: ENVIRONMENT: prompts are answered within a program, and "
-            f"{experiment.environment.name} is ordinary Python; expected a DeviceEnv, or none"
-        )
     asked = {"model": args.model, "against": args.against}
     asked = {which: name for which, name in asked.items() if name is not None}
     stages = experiment.stages
@@ -185,9 +178,9 @@ def _asker(
         decoder, trunk = _loaded(source, config, mesh)
         params = {"policy": _placed(mesh, trunk), "value": {}}
         setup = make_setup(opened, mesh, decoder, decoder)
-        examine = make_examination(setup, greedy=args.temperature == 0, reference=reference)
         known = opened.parts, opened.dataset, opened.source.tokenizer, opened.width
-        run = Run(config, setup, *known, hparams, call_host=call_host)
+        run = Run(config, setup, *known, hparams, call_host=call_host, host_env=opened.host_env)
+        examine = make_examiner(run, greedy=args.temperature == 0, reference=reference)
         look = lambda *asked: examine(params, None, frozen, hparams.temperature, *asked)
         answers = answer_all(run, look, samples=args.samples, seed=config.run.seed)
         assert answers is not None

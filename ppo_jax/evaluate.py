@@ -36,18 +36,33 @@ def make_examination(setup: Setup, *, greedy: bool = False, reference: Decoder |
 
 def examination(setup: Setup, *, greedy: bool = False, reference: Decoder | None = None):
     """`examine(params, moving_ref, frozen, temperature, prompts, key) -> (rollout, raw device
-    scores, log-probabilities)`, as `make_evaluation` and with `response_logprobs`.
+    scores, log-probabilities)`: as `make_evaluation`, and read as `reading` does.
 
-    `moving_ref` is the state's own reference, or None; `reference` its decoder, where it is not the
-    policy's. The prompts are as many as those of an iteration.
+    The prompts are as many as those of an iteration.
     """
-    parts = setup.config.ppo.minibatches * setup.config.ppo.microbatches
+    read = reading(setup, reference=reference)
 
     def examined(params: PyTree, moving_ref, frozen: PyTree, temperature, prompts: Prompts, key):
         whole = assemble(frozen, params)
         tables = frozen.get("env")
         rollout = sample_with(setup, whole, prompts, key, temperature, greedy=greedy, tables=tables)
-        raw = device_scores(setup, frozen, rollout, prompts.columns)
+        return read(params, moving_ref, frozen, temperature, rollout, prompts.columns)
+
+    return examined
+
+
+def reading(setup: Setup, *, reference: Decoder | None = None):
+    """`read(params, moving_ref, frozen, temperature, rollout, columns) -> (rollout, raw device
+    scores, log-probabilities)` of responses that are there: with `response_logprobs`.
+
+    `moving_ref` is the state's own reference, or None; `reference` its decoder, where it is not the
+    policy's.
+    """
+    parts = setup.config.ppo.minibatches * setup.config.ppo.microbatches
+
+    def read_all(params: PyTree, moving_ref, frozen, temperature, rollout: Rollout, columns):
+        whole = assemble(frozen, params)
+        raw = device_scores(setup, frozen, rollout, columns)
         ref = reference_trunk(frozen, moving_ref, rollout.mask_BT)
         read = lambda some: response_logprobs(
             setup, whole["policy"], ref, some, temperature, reference=reference
@@ -55,7 +70,7 @@ def examination(setup: Setup, *, greedy: bool = False, reference: Decoder | None
         sums = by_microbatch(read, rollout, parts)
         return rollout._replace(values_BT=None, kept_ids_BTK=None), raw, sums
 
-    return examined
+    return read_all
 
 
 def response_logprobs(

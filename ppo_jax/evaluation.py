@@ -14,8 +14,10 @@ import numpy as np
 from ppo_jax import data, quality
 from ppo_jax.agreement import on_first
 from ppo_jax.config import RunOptions
+from ppo_jax.decoder import Decoder
 from ppo_jax.evaluate import make_examination, response_texts
 from ppo_jax.experiment import JUDGE
+from ppo_jax.host_turns import make_host_examination
 from ppo_jax.prepare import Run
 from ppo_jax.processes import is_writer
 from ppo_jax.programs import call_rewards
@@ -81,7 +83,7 @@ def make_answers(run: Run) -> Callable[[TrainState, PyTree], Answers | None]:
     """`answer(state, frozen)`: what `answer_all` gives of `run.held_out`, each row continued once.
     It neither alters the state nor draws from its key."""
     held = run.held
-    examine = make_examination(held.setup)
+    examine = make_examiner(held)
 
     def answer(state: TrainState, frozen: PyTree) -> Answers | None:
         temperature = run.hparams.temperature
@@ -89,6 +91,13 @@ def make_answers(run: Run) -> Callable[[TrainState, PyTree], Answers | None]:
         return answer_all(held, ask, seed=run.config.run.seed)
 
     return answer
+
+
+def make_examiner(run: Run, *, greedy: bool = False, reference: Decoder | None = None):
+    """`evaluate.make_examination` of this run, turn by turn with an environment in Python."""
+    if run.host_env is None:
+        return make_examination(run.setup, greedy=greedy, reference=reference)
+    return make_host_examination(run, run.host_env, EVAL_KEY, greedy=greedy, reference=reference)
 
 
 def metrics(answers: Answers) -> dict[str, float]:

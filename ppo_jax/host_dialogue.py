@@ -5,7 +5,6 @@ turn too.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,18 +12,17 @@ import numpy as np
 
 from ppo_jax import data
 from ppo_jax.agreement import together
-from ppo_jax.compiled import Built, program
-from ppo_jax.config import HParams
 from ppo_jax.envs import host
 from ppo_jax.envs.host import HostEnv, Player
 from ppo_jax.errors import RewardError
 from ppo_jax.prepare import Run
-from ppo_jax.setup import Setup
-from ppo_jax.sharding import batch_sharding, fetch_own_rows, own_rows, put_own_rows
-from ppo_jax.step import sample_with, step_keys
+from ppo_jax.sharding import (
+    fetch_own_rows,
+    own_rows,
+    put_own_rows,
+)
 from ppo_jax.tokenizer import decode
-from ppo_jax.trunks import assemble
-from ppo_jax.types import Array, Prompts, PyTree, Rollout, TrainState
+from ppo_jax.types import Prompts, Rollout
 
 
 @dataclasses.dataclass
@@ -60,30 +58,24 @@ class _Table(NamedTuple):
         return self.run.config.rollout.max_new_tokens
 
 
-def make_player(run: Run, environment: HostEnv, built: Built):
-    """`play(state, frozen, step, prompts) -> Rollout` on the devices: what `sample_rollout` is with
-    an environment on the device. Raises RewardError where a player fails, in all processes."""
-    config, mesh = run.config, run.setup.mesh
-    options = dataclasses.replace(config.rollout, max_new_tokens=environment.max_action_tokens)
-    of_turns = run.setup._replace(config=dataclasses.replace(config, rollout=options))
-    sample = program(
-        built, "sample", functools.partial(_sample_turn, of_turns), batch_sharding(mesh)
-    )
+def make_player(run: Run, environment: HostEnv):
+    """`play(write, number, size, prompts) -> Rollout` on the devices, for a batch of `size` rows of
+    which this process has `prompts`; `write(turn, transcripts) -> Rollout` is the program that the
+    actions come from, and `number` with the run's seed what its players are reset with."""
+    mesh = run.setup.mesh
     table = _Table(environment, host.caller(environment), run, run.setup.scorer.stops, [])
     players: list[Player] = []
 
-    def play(state: TrainState, frozen: PyTree, step: int, prompts: Prompts) -> Rollout:
-        size = len(prompts.prompt_index_B)
+    def play(write, number: int, size: int, mine: Prompts) -> Rollout:
         own = own_rows(mesh, size)
-        mine = jax.tree.map(lambda x: np.asarray(x)[own], prompts)
         rows: list[_Dialogue] = []
-        opened = lambda: rows.extend(_open(table, players, mine, own, step)) or _live(rows)
+        opened = lambda: rows.extend(_open(table, players, mine, own, number)) or _live(rows)
         live = sum(together("environment", opened))
         for turn in range(environment.max_turns):
             if live == 0:
                 break
             transcript = put_own_rows(mesh, size, _transcripts(table, mine, rows))
-            written = sample(state, frozen, run.hparams, np.int32(turn), transcript)
+            written = write(np.int32(turn), transcript)
             fetched = fetch_own_rows(mesh, written)
             answered = lambda fetched=fetched: _answer(table, rows, fetched) or _live(rows)
             live = sum(together("environment", answered))
@@ -95,20 +87,12 @@ def make_player(run: Run, environment: HostEnv, built: Built):
     return play
 
 
-def _sample_turn(
-    setup: Setup, state: TrainState, frozen: PyTree, hparams: HParams, turn: Array, prompts: Prompts
-) -> Rollout:
-    """The next action of every row, with random numbers of its own in every turn."""
-    key = jax.random.fold_in(step_keys(state)[0], turn)
-    return sample_with(setup, assemble(frozen, state.params), prompts, key, hparams.temperature)
-
-
 def _live(rows: list[_Dialogue]) -> int:
     return sum(row.live for row in rows)
 
 
 def _open(
-    table: _Table, players: list[Player], prompts: Prompts, own: np.ndarray, step: int
+    table: _Table, players: list[Player], prompts: Prompts, own: np.ndarray, iteration: int
 ) -> list[_Dialogue]:
     """All rows of this process with their openings read."""
     run, environment = table.run, table.environment
@@ -120,7 +104,7 @@ def _open(
         where = f"row {number} (prompt {str(texts[i])[:80]!r})"
         if i == len(players):
             players.append(table.call("make", where, environment.make))
-        draw = [run.config.run.seed, step, int(prompts.prompt_index_B[i]), int(groups[i])]
+        draw = [run.config.run.seed, iteration, int(prompts.prompt_index_B[i]), int(groups[i])]
         seed = int(np.random.SeedSequence(draw).generate_state(1)[0])
         column = {name: values[i] for name, values in columns.items()}
         text = table.call("reset", where, players[i].reset, seed, column)

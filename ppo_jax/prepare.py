@@ -92,6 +92,10 @@ class Opened(NamedTuple):
         """Tokens of the longest prompt."""
         return max(data.prompt_width(d) for d in (self.dataset, self.held_out) if d is not None)
 
+    @property
+    def host_env(self) -> HostEnv | None:
+        return self.environment if isinstance(self.environment, HostEnv) else None
+
 
 def open_run_of(
     config: Config,
@@ -178,7 +182,7 @@ def prepare(
         opened.width,
         hparams,
         held_out=opened.held_out,
-        host_env=opened.environment if isinstance(opened.environment, HostEnv) else None,
+        host_env=opened.host_env,
         judge=opened.judge,
         judging=make_setup(opened, mesh, decoder, critic, opened.judge) if opened.judge else None,
     )

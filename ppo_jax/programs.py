@@ -20,7 +20,7 @@ from ppo_jax.compiled import KEEP, Built, program
 from ppo_jax.config import ParallelOptions
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.evaluate import response_texts
-from ppo_jax.host_dialogue import make_player
+from ppo_jax.host_turns import make_host_sampler
 from ppo_jax.prepare import Run
 from ppo_jax.rewards.base import Part
 from ppo_jax.rewards.host import SEEDS, HostScores, Rows, call
@@ -151,8 +151,8 @@ def _sampler(run: Run, built: Built):
     """`sample(state, frozen, step, prompts, prompts on the devices) -> Rollout`: in one program, or
     turn by turn with an environment in Python."""
     if run.host_env is not None:
-        play = make_player(run, run.host_env, built)
-        return lambda state, frozen, step, prompts, _: play(state, frozen, step, prompts)
+        talk = make_host_sampler(run, run.host_env, built)
+        return lambda state, frozen, step, prompts, _: talk(state, frozen, step, prompts)
     sample = functools.partial(sample_rollout, run.setup)
     sample = program(built, "sample", sample, batch_sharding(run.setup.mesh))
     return lambda state, frozen, _, __, prompts: sample(state, frozen, run.hparams, prompts)

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppo_jax.config import HParams, replace
+from ppo_jax.config import Config, HParams, PPOOptions, replace
+from ppo_jax.errors import ConfigError
 from ppo_jax.step import estimate_advantages
 from ppo_jax.types import Rollout, Scored
+from ppo_jax.validate import check_config
 from step_builders import BASE, case, leaves, run
 
 B, T, GAMMA = 6, 9, 0.9
@@ -51,6 +53,12 @@ def test_each_has_its_own(lam, critic_lam, bootstrap):
     np.testing.assert_allclose(advantages, (of(lam) - values) * mask, atol=1e-5)
     own = lam if critic_lam is None else critic_lam
     np.testing.assert_allclose(returns, of(own) * mask, atol=1e-5)
+
+
+def test_without_a_critic_it_is_refused():
+    config = Config(ppo=PPOOptions(advantage="reinforce"), hparams=HParams(critic_lam=1.0))
+    with pytest.raises(ConfigError, match="hparams.critic_lam.* no critic; nearest valid: None"):
+        check_config(config)
 
 
 def test_the_critics_own_lambda_leaves_the_policys_first_step():

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from decoder_oracle import slow_hidden, slow_logits
-from ppo_jax.arguments import EvalArgs
 from ppo_jax.config import ModelConfig
-from ppo_jax.envs.host import HostEnv
-from ppo_jax.errors import ConfigError
-from ppo_jax.eval_run import run_eval
 from ppo_jax.experiment import all_parts, load_experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
@@ -254,10 +250,3 @@ def test_what_cannot_be_evaluated_is_said(files, flags, says, capsys):
     assert main(["eval", str(files / "mine.py"), *flags]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
-
-
-def test_an_environment_in_python_is_refused(files):
-    mine = load_experiment(files / "mine.py")
-    played = mine._replace(environment=HostEnv("shop", list, 1, 1))
-    with pytest.raises(ConfigError, match="ENVIRONMENT: .* shop is ordinary Python"):
-        run_eval(played, mine.base, EvalArgs())

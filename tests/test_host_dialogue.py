@@ -203,7 +203,6 @@ def test_all_calls_come_from_one_thread():
     [
         ({"rollout.max_new_tokens": 2}, "max_new_tokens=2: an action .* up to 3 .* valid: 3$"),
         ({"rollout.min_new_tokens": 1}, "min_new_tokens=1: .* nearest valid: 0$"),
-        ({"data.eval_path": "x.jsonl"}, "eval_path=x.jsonl: .*teller, a HostEnv; .* valid: None "),
     ],
 )
 def test_what_it_cannot_serve_is_refused(run, changes, line):

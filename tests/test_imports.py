@@ -31,7 +31,8 @@ ORDER = """
     run_folder lock metrics alarms console trackers profile manifest restore removal checkpoint
     stages loading critics first_weights classifier compiled evaluate experiment experiment_code
     reward_process
-    prepare host_dialogue programs run_header run_facts resume evaluation baseline samples kind
+    prepare host_dialogue host_turns programs run_header run_facts resume evaluation baseline
+    samples kind
     tuning_run
     sft reward_model opening book loop train
     workload ceilings phase_times memory_layers memory_weights memory abstract_step plan_advice

@@ -88,11 +88,6 @@ IMPOSSIBLE = [
         "hparams.critic_learning_rate",
         "nearest valid: None",
     ),
-    (
-        {"ppo.advantage": "reinforce", "hparams.critic_lam": 1.0},
-        "hparams.critic_lam",
-        "nearest valid: None",
-    ),
     ({"model.critic_path": "critic"}, "model.critic_path", "set model.critic=separate"),
     ({"ppo.epochs": 0}, "ppo.epochs", "nearest valid: 1"),
     ({"ppo.value_epochs": 0}, "ppo.value_epochs", "nearest valid: 1"),

@@ -28,8 +28,9 @@ class Player(Protocol):
 class HostEnv(NamedTuple):
     """An environment in Python. The compiled step is cut: each turn is a program of its own, whose
     prompt is the dialogue so far. Each row of a batch has a player, which goes on from iteration to
-    iteration and is reset at the start of each. All of them are called in one thread, not the main
-    one."""
+    iteration and is reset at the start of each; held-out rows have players of their own, reset with
+    the same seeds each time. All those of training are called in one thread, not the main one, and
+    all those of held-out rows in another."""
 
     name: str
     make: Callable[[], Player]
@@ -56,12 +57,6 @@ def check_host_environment(environment: HostEnv, config: Config) -> None:
         raise ConfigError(
             f"rollout.min_new_tokens={rollout.min_new_tokens}: with {name} stop ids end actions, "
             "not responses; nearest valid: 0"
-        )
-    if config.data.eval_path is not None:
-        raise ConfigError(
-            f"data.eval_path={config.data.eval_path}: held-out rows are answered within one "
-            f"compiled program, which cannot ask {name}, a HostEnv; nearest valid: None (each "
-            "iteration's env/<measure> are of new seeds)"
         )
 
 
