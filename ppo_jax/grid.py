@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, to_dict
 from ppo_jax.errors import ConfigError
-from ppo_jax.experiment import Experiment
+from ppo_jax.experiment import Experiment, all_parts
 from ppo_jax.flags import STAGES, read_config, stage, with_cells
 from ppo_jax.pipeline import check_roots, commands_of
 from ppo_jax.resume import FREE
@@ -151,9 +151,11 @@ def _variant(experiment: Experiment, command: str, words: tuple[str, ...], what:
             check_tuned(config, command)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    names = [config.model.path, config.model.critic_path]
+    names, held_out = [config.model.path, config.model.critic_path], config.data.eval_path
     if command == "train":
-        names += [part.learned.path for part in parse_rewards(experiment.reward) if part.learned]
+        # A judge is read where there are held-out rows alone.
+        parts = parse_rewards(experiment.reward) if held_out is None else all_parts(experiment)
+        names += [part.learned.path for part in parts if part.learned]
     runs = [name for name in names if name is not None and name.startswith("@")]
     known = {f"@{name}": name for name in STAGES if name != "train"}
     for name in runs:

@@ -41,6 +41,8 @@ METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 # A run's own plots, where it has them: title -> metrics in one pair of axes.
 PANELS = {
     "score": (SCORES, "eval/scores"),
+    "score of held-out rows by the judge": ("eval/judge",),
+    "share won against the first model": ("eval/win_rate",),
     "KL to the reference, nats a response": (KL, "eval/kl"),
     "KL coefficient": ("objective/kl_coef",),
     "loss": ("loss", "eval/loss"),

@@ -115,6 +115,19 @@ def test_a_reward_model_comes_after_what_it_starts_from(write):
     assert grid.cells[0].needs == ("sft", "reward-model")
 
 
+def test_a_judge_may_be_a_reward_model_too(write):
+    text = """
+from ppo_jax.rewards.learned import learned_reward
+PARENT = load_experiment("dialogue")
+REWARD, JUDGE = (lambda prompts, responses: [0.0] * len(prompts)), learned_reward()
+SEEDS = (0,)
+"""
+    judged = load_experiment(write(text))
+    assert read_grid(judged).cells[0].needs == ("sft", "reward-model")
+    unjudged = read_grid(judged, ["--data.eval_path", "None", "--run.eval_every", "None"])
+    assert unjudged.cells[0].needs == ("sft",)
+
+
 def test_the_hash_is_of_what_a_result_hangs_on(grid_of):
     before = [cell.hash for cell in grid_of(LAMBDAS).cells]
 
