@@ -5,32 +5,22 @@ flag could say is refused, as a wrong name is, before anything is loaded.
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+from ppo_jax.chain import Link, chain_of, place_of
 from ppo_jax.config import Config
 from ppo_jax.config_io import diff, to_dict
 from ppo_jax.errors import ConfigError
-from ppo_jax.experiment import Experiment, all_parts
-from ppo_jax.flags import STAGES, read_config, stage, with_cells
+from ppo_jax.experiment import Experiment
+from ppo_jax.flags import STAGES, with_cells
 from ppo_jax.pipeline import check_roots, commands_of
 from ppo_jax.resume import FREE
-from ppo_jax.rewards.base import parse_rewards
-from ppo_jax.tuning_run import check_tuned
-from ppo_jax.validate import check_config
-from ppo_jax.variants import (
-    field_of,
-    flag_words,
-    named_changes,
-    read_metrics,
-    read_seeds,
-    typed_values,
-)
+from ppo_jax.variants import named_changes, read_metrics, read_seeds
 
-OWN = ("run.seed", "run.cell", "run.dir")  # which run it is, not what it does
 DIGITS = 8  # of a hash
 # What no result hangs on beside run.* and parallel.*; the content of data.path is compared.
 IDLE = FREE | {"reward.workers", "reward.row_timeout"}
@@ -46,7 +36,7 @@ class Cell(NamedTuple):
     seed: int
     config: Config  # with run.cell and run.seed
     words: tuple[str, ...]  # the command's flags
-    needs: tuple[str, ...]  # commands of the stages that come before it
+    needs: tuple[str, ...]  # cells of the stages that come before it
 
     @property
     def dir(self) -> str:
@@ -64,40 +54,31 @@ class Grid(NamedTuple):
     metrics: tuple[str, ...]
 
 
-class Variant(NamedTuple):
-    """What all seeds of a run have in common."""
-
-    command: str
-    config: Config
-    words: tuple[str, ...]
-    needs: tuple[str, ...]
-
-
 def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
     """The sweep of an experiment file. `words` are flags for all its cells, and `--sft.key value`
     those of a stage, as `ppo-jax pipeline` takes them. Raises ConfigError on the first mistake."""
     flags = _flags(experiment, words)
     seeds, metrics = read_seeds(experiment), read_metrics(experiment)
-    stages = {
-        command: _variant(experiment, command, flags[command], STAGES[command])
-        for command in flags
-        if command != "train"
-    }
     cells: list[Cell] = []
+    stages: dict[tuple[int, str], list[Cell]] = {}
     for name, changes in named_changes(experiment).items():
-        variant = _changed(experiment, flags["train"], name, changes)
-        variant = variant._replace(needs=_all_needs(experiment, variant, stages))
-        configs = {need: stages[need].config for need in variant.needs}
+        chain = chain_of(experiment, flags, name, changes)
+        variant = chain["train"]
+        for command in variant.needs:
+            key = list(chain).index(command), chain[command].config.run.cell
+            made = [_stage(chain, command, seed) for seed in seeds]
+            if stages.setdefault(key, made) != made:
+                raise ConfigError(
+                    f"{experiment.path}: two stages are called {key[1]}; expected values that "
+                    "differ in letters, digits or ._=,+-"
+                )
+        configs = {need: chain[need].config for need in variant.needs}
         check_roots({**configs, "train": variant.config}, ["dir"])
         hashed = _hash({"train": variant.config, **configs})
-        shown = {key: _at(to_dict(variant.config), key) for key in changes}
-        cells += [_cell(variant, f"{name}-{hashed}", name, hashed, shown, seed) for seed in seeds]
-    used = [command for command in stages if any(command in cell.needs for cell in cells)]
-    before = [
-        _cell(stages[command], stages[command].config.run.cell, command, "", {}, seed)
-        for command in used
-        for seed in seeds
-    ]
+        shown = {key: _shown(chain, key) for key in changes}
+        run = functools.partial(_cell, chain, "train", f"{name}-{hashed}", name, hashed, shown)
+        cells += map(run, seeds)
+    before = [cell for key in sorted(stages, key=itemgetter(0)) for cell in stages[key]]
     experiment, _ = with_cells(experiment, flags["train"])
     return Grid(experiment, tuple(cells), tuple(before), seeds, metrics)
 
@@ -114,80 +95,26 @@ def _flags(experiment: Experiment, words: Sequence[str]) -> dict[str, tuple[str,
     return {command: tuple(flags) for command, _, *flags in commands if command in STAGES}
 
 
-def _changed(
-    experiment: Experiment, words: tuple[str, ...], name: str, changes: Mapping[str, Any]
-) -> Variant:
-    """The experiment with these changes."""
-    source = next((kind for kind in ("GRID", "RUNS") if kind in experiment.sweep), "SEEDS")
-    given = {word.split("=")[0] for word in words}
-    for key in changes:
-        if key in OWN:
-            raise ConfigError(
-                f"{experiment.path}: {source}: {key}: a sweep sets it; nearest: SEEDS"
-            )
-        if f"--{key}" in given:
-            raise ConfigError(f"--{key}: {experiment.path} varies it; leave the flag out")
-    typed = typed_values(experiment.base, changes, f"{experiment.path}: {source}")
-    own = [word for key, value in typed.items() for word in flag_words(key, value)]
-    variant = _variant(experiment, "train", (*words, *own), f"{source}: {name}")
-    for key, value in typed.items():
-        if field_of(variant.config, key) != value:
-            where = f"{experiment.path}: {source}: {key}={value!r}"
-            raise ConfigError(
-                f"{where}: no flag says that; nearest: {field_of(variant.config, key)!r}"
-            )
-    return variant
-
-
-def _variant(experiment: Experiment, command: str, words: tuple[str, ...], what: str) -> Variant:
-    """The config that the command has with these flags, checked."""
-    experiment, own = with_cells(experiment, words)
-    base = stage(experiment, STAGES[command])
-    config = read_config(f"{command} {experiment.name}", own, base)
-    where = f"{experiment.path}: {what}"
-    try:
-        check_config(config)
-        if command != "train":
-            check_tuned(config, command)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    names, held_out = [config.model.path, config.model.critic_path], config.data.eval_path
-    if command == "train":
-        # A judge is read where there are held-out rows alone.
-        parts = parse_rewards(experiment.reward) if held_out is None else all_parts(experiment)
-        names += [part.learned.path for part in parts if part.learned]
-    runs = [name for name in names if name is not None and name.startswith("@")]
-    known = {f"@{name}": name for name in STAGES if name != "train"}
-    for name in runs:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{where}: {name}: no stage of an experiment; nearest valid: {near}")
-    return Variant(command, config, words, tuple(dict.fromkeys(known[name] for name in runs)))
-
-
-def _all_needs(
-    experiment: Experiment, variant: Variant, stages: Mapping[str, Variant]
-) -> tuple[str, ...]:
-    """The stages that a variant starts from, and those that these start from, in order."""
-    found: set[str] = set()
-    waiting = list(variant.needs)
-    while waiting:
-        command = waiting.pop()
-        if command not in stages:
-            stage(experiment, STAGES[command])  # says what the file lacks
-        if command not in found:
-            found.add(command)
-            waiting += stages[command].needs
-    return tuple(command for command in stages if command in found)
+def _stage(chain: Mapping[str, Link], command: str, seed: int) -> Cell:
+    cell = chain[command].config.run.cell
+    return _cell(chain, command, cell, cell, "", {}, seed)
 
 
 def _cell(
-    variant: Variant, folder: str, name: str, hashed: str, changes: dict[str, Any], seed: int
+    chain: Mapping[str, Link],
+    command: str,
+    folder: str,
+    name: str,
+    hashed: str,
+    changes: dict[str, Any],
+    seed: int,
 ) -> Cell:
-    run = dataclasses.replace(variant.config.run, cell=folder, seed=seed)
-    words = (*variant.words, f"--run.cell={folder}", f"--run.seed={seed}")
-    config = dataclasses.replace(variant.config, run=run)
-    return Cell(variant.command, name, hashed, changes, seed, config, words, variant.needs)
+    link = chain[command]
+    run = dataclasses.replace(link.config.run, cell=folder, seed=seed)
+    words = (*link.words, f"--run.cell={folder}", f"--run.seed={seed}")
+    config = dataclasses.replace(link.config, run=run)
+    needs = tuple(chain[need].config.run.cell for need in link.needs)
+    return Cell(command, name, hashed, changes, seed, config, words, needs)
 
 
 def _hash(configs: Mapping[str, Config]) -> str:
@@ -208,5 +135,7 @@ def _hash(configs: Mapping[str, Config]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:DIGITS]
 
 
-def _at(data: dict[str, Any], key: str) -> Any:
-    return functools.reduce(dict.__getitem__, key.split("."), data)
+def _shown(chain: Mapping[str, Link], key: str) -> Any:
+    """What a change has come to, as JSON holds it."""
+    command, own = place_of(key)
+    return functools.reduce(dict.__getitem__, own.split("."), to_dict(chain[command].config))

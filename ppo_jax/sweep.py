@@ -20,7 +20,7 @@ from ppo_jax import vmapped
 from ppo_jax.arguments import SweepArgs, TrainArgs
 from ppo_jax.errors import CheckpointError, ConfigError, StorageError
 from ppo_jax.experiment import Experiment
-from ppo_jax.flags import with_models
+from ppo_jax.flags import with_cells, with_models
 from ppo_jax.grid import Cell, Grid, read_grid
 from ppo_jax.jobs import Ended, Job, run_jobs
 from ppo_jax.preemption import Preemption, watch
@@ -88,7 +88,8 @@ def _groups(cells: Sequence[Found]) -> list[list[Found]]:
     """The cells that share a program, those of each together."""
     shapes: dict[Any, list[Found]] = {}
     for one in cells:
-        shapes.setdefault(vmapped.shape_of(one.cell.config), []).append(one)
+        shape = vmapped.shape_of(one.cell.config), one.cell.needs
+        shapes.setdefault(shape, []).append(one)
     return list(shapes.values())
 
 
@@ -96,6 +97,7 @@ def _run_together(experiment: Experiment, cells: Sequence[Found], switches: Trai
     """The cells in this process, as one program; the exit code."""
     preemption = Preemption()
     with watch(preemption):
+        experiment, _ = with_cells(experiment, cells[0].cell.words)  # the same of all
         configs = [with_models(one.cell.config, experiment) for one in cells]
         failed = train_together(configs, experiment, switches, preemption)
     said = f"{len(cells) - len(failed)} runs done, {len(failed)} failed"
@@ -127,8 +129,8 @@ def _chosen(grid: Grid, args: SweepArgs) -> list[int]:
 
 def _before(grid: Grid, cells: Sequence[Cell]) -> list[Cell]:
     """The stages that cells start from."""
-    needed = {(command, cell.seed) for cell in cells for command in cell.needs}
-    return [stage for stage in grid.stages if (stage.command, stage.seed) in needed]
+    needed = {(name, cell.seed) for cell in cells for name in cell.needs}
+    return [stage for stage in grid.stages if (stage.config.run.cell, stage.seed) in needed]
 
 
 def _refuse_changed(found: Sequence[Found], grid: Grid) -> None:
@@ -145,7 +147,8 @@ def _refuse_changed(found: Sequence[Found], grid: Grid) -> None:
 def _job(experiment: Experiment, cell: Cell, stages: Sequence[Found], switches: TrainArgs) -> Job:
     """The cell's command, after what is yet to be made of its stages."""
     on = [f"--{name}" for name, is_on in vars(switches).items() if is_on]
-    before = [s.name for s in stages if s.cell.command in cell.needs and s.cell.seed == cell.seed]
+    needed = {f"{name}/seed{cell.seed}" for name in cell.needs}
+    before = [stage.name for stage in stages if stage.name in needed]
     is_done = lambda: standing(experiment, cell).state == "done"
     shared = is_done if cell.command != "train" else None  # cells on other machines need it as well
     words = (cell.command, str(experiment.path), *cell.words, *on)

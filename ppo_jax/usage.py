@@ -68,7 +68,8 @@ or experiments/ablations/:
 
 A cell is a variant with a seed; its run is `ppo-jax train` in RUN_DIR/EXPERIMENT/CELL-HASH/seedK.
 Done ones are skipped, half-done ones go on; one that was begun with another configuration, code or
-data is refused (code 4). SFT and reward models that cells start from are trained first.
+data is refused (code 4). SFT and reward models that cells start from are trained first; a key of
+theirs in GRID or RUNS, as "sft.run.iterations", makes one for each of its values.
   --list                 the cells: index, name, seed, hash, status; nothing is run
   --only CELL ...        by name, as lam=0.95, lam=* or lam=0.95/seed3
   --index I              the one at this place of the list, from 0: a task of an array, a TPU VM

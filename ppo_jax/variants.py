@@ -1,7 +1,8 @@
 """What an experiment file names to be compared: GRID or RUNS, SEEDS, METRICS.
 
     GRID = {"hparams.lam": (0.0, 0.95, 1.0), "ppo.epochs": (1, 4)}  every combination of the values
-    RUNS = {"no-clip": {"hparams.clip_low": inf}, "as-it-is": {}}   or named ones
+    RUNS = {"no-clip": {"hparams.clip_low": inf}, "as-it-is": {}}   or named ones; a key of an
+                                       earlier stage begins with it: "sft.run.iterations"
     SEEDS = range(5)                   else BASE's own
     METRICS = ("eval/scores",)         what `ppo-jax report` shows; else the scores in training
 
@@ -70,14 +71,14 @@ def _name_of(changes: Mapping[str, Any]) -> str:
     keys = {
         key: part if last.count(part) == 1 else key for key, part in zip(changes, last, strict=True)
     }
-    return ",".join(f"{keys[key]}={_text_of(value)}" for key, value in changes.items())
+    return ",".join(f"{keys[key]}={text_of(value)}" for key, value in changes.items())
 
 
-def _text_of(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, tuple | list):
-        return "+".join(map(_text_of, value))
+        return "+".join(map(text_of, value))
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value))
 
 

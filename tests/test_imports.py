@@ -44,7 +44,7 @@ ORDER = """
     report_stats report_cells report_tables report_plots report_html report_index
     report_tokens report
     commands pipeline flags
-    variants grid standing jobs vmapped vmapped_train sweep
+    variants chain grid standing jobs vmapped vmapped_train sweep
     main __main__
 """.split()
 # What serves any policy must not come to know of tokenizers, files or devices.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,9 @@ SFT = replace(BASE, **{"data.path": DATA, "run.cell": "sft", "rollout.max_new_to
 BASE = replace(BASE, **{"model.path": "@sft", "model.shape": type(BASE.model.shape)()})
 RUNS = {"short": {}, "long": {"rollout.max_new_tokens": 6}}
 """
+
+
+OTHER_STAGES = {name: {"sft.run.iterations": n} for name, n in (("one", 1), ("two", 2))}
 
 
 @pytest.fixture
@@ -148,6 +152,23 @@ def test_stages_come_first_and_once(tmp_path, in_process, capsys):
     changed = listed(path, runs, *flags, "--sft.hparams.learning_rate", "0.5", capsys=capsys)
     assert changed["sft/seed0"].startswith("changed") and "0.001 -> 0.5" in changed["sft/seed0"]
     assert "or a stage that it starts from" in changed["long/seed0"]
+
+
+@pytest.mark.parametrize("how", [(), ("--vmap",)])
+def test_each_begins_from_the_stage_that_it_names(tmp_path, in_process, how, capsys):
+    data = tmp_path / "responses.jsonl"
+    data.write_text("".join('{"prompt": "ab", "response": "xyz"}\n' for _ in range(16)))
+    changed = re.sub("RUNS = .*", f"RUNS = {OTHER_STAGES}", SFT)
+    path = experiment(tmp_path, reward=f"DATA = {str(data)!r}\n{changed}")
+    runs = tmp_path / "runs"
+    assert started(path, runs, *FLAGS, *how)[0] == 0
+    assert [words[0] for words in in_process] == ["sft", "sft", "train", "train"]
+    for name, folder in cells(runs).items():
+        model = json.loads(folder.config.read_text())["model"]["path"]
+        count = {"one": 1, "two": 2}[name.partition("/")[0]]
+        assert Path(model).parts[-2:] == (f"sft-run.iterations={count}", "seed0")
+        assert json.loads((Path(model) / "status.json").read_text())["step"] == count
+    assert set(listed(path, runs, *FLAGS, capsys=capsys).values()) == {"done"}
 
 
 def test_two_processes_at_a_time(tmp_path):
