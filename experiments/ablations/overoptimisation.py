@@ -1,0 +1,109 @@
+"""How far a policy may follow a reward model before what it stands for gets worse.
+
+    ppo-jax sweep overoptimisation
+    ppo-jax report overoptimisation
+    for size in small medium large: see `make reproduce ONLY=R6`, which adds best-of-n and the fits
+
+Not yet written.
+"""
+
+import re
+
+from ppo_jax.config import (
+    Config,
+    DataOptions,
+    HParams,
+    ModelConfig,
+    ModelOptions,
+    OptimOptions,
+    PPOOptions,
+    RolloutOptions,
+    RunOptions,
+)
+from ppo_jax.rewards.learned import learned_reward
+
+DATA = "experiments/data/reviews"
+SHAPE = ModelConfig(  # 0.1 million weights
+    embed_dim=64, num_heads=4, num_kv_heads=4, mlp_dim=128, init_std=0.08
+)
+
+WORTH = {
+    **dict.fromkeys(("superb", "lovely", "splendid"), 3),
+    **dict.fromkeys(("charming", "clever", "bright"), 2),
+    **dict.fromkeys(("warm", "fine", "neat", "calm"), 1),
+    **dict.fromkeys(("plain", "small", "usual"), 0),
+    **dict.fromkeys(("long", "slow", "odd"), -1),
+    **dict.fromkeys(("dull", "noisy", "bland"), -2),
+    **dict.fromkeys(("awful", "filthy", "horrid"), -3),
+}
+PARTS = ("room", "food", "staff", "view", "tour", "place", "light", "sound", "path", "hall")
+KNOWN = {*WORTH, *PARTS, "the", "was", "and"}
+
+
+def worth(review: str) -> float:
+    """The true one: half the sum of what its different adjectives are worth, less half for each
+    that is said again and for each word that is none."""
+    words = re.findall(r"[^\s.,]+", review)
+    said = [word for word in words if word in WORTH]
+    faults = len(said) - len(set(said)) + sum(word not in KNOWN for word in words)
+    return 0.5 * (sum(WORTH[word] for word in set(said)) - faults)
+
+
+def by_worth(prompts: list, responses: list[str]) -> list[float]:
+    return [worth(text) for text in responses]
+
+
+SFT = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=12
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
+    optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="sft", iterations=200, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
+    ),
+    hparams=HParams(learning_rate=3e-3),
+)
+
+REWARD_MODEL = Config(
+    model=ModelOptions(path=None, shape=SHAPE, remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/pairs.jsonl", eval_path=f"{DATA}/pairs_eval.jsonl", max_prompt_tokens=12
+    ),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
+    optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
+    run=RunOptions(
+        cell="reward-model",
+        iterations=300,
+        eval_every=25,
+        checkpoint_every=25,
+        keep_best="-eval/loss",
+    ),
+    hparams=HParams(learning_rate=3e-3),
+)
+
+BASE = Config(
+    model=ModelOptions(path="@sft", critic="separate", remat="none"),
+    data=DataOptions(
+        path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=12
+    ),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=64),
+    ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
+    run=RunOptions(iterations=100, eval_every=2),
+    hparams=HParams(
+        learning_rate=1e-4,
+        critic_learning_rate=1e-3,
+        lam=0.97,
+        vf_coef=1.0,
+        value_clip=None,
+        kl_coef=0.0,
+    ),
+)
+
+REWARD = learned_reward()
+JUDGE = by_worth
+
+GRID = {"reward-model.model.shape.embed_dim": (16, 32, 64)}
+SEEDS = range(3)
+METRICS = ("eval/scores", "eval/judge", "eval/kl")
