@@ -47,7 +47,7 @@ from ppo_jax.text import visible
 
 RESULTS = "experiments/results"
 TABLE, SUMMARY, CURVES, PAGE = "table.md", "summary.csv", "curves.csv", "report.html"
-PLOTS = ("curves-*.svg", "deltas-*.svg", "frontier.svg")
+PLOTS = ("curves-*.svg", "deltas-*.svg", "frontier*.svg")
 
 
 def run_report(name: str, args: ReportArgs) -> None:

@@ -36,7 +36,8 @@ OPTIONS = {
     "legend.frameon": False,
     "path.simplify": False,
 }
-FRONTIERS = (("eval/kl", "eval/scores"), (KL, SCORES))
+FRONTIERS = (("eval/kl", "eval/scores"), (KL, SCORES))  # the first that is there
+JUDGED = ("eval/kl", "eval/judge")  # beside it: what nothing is trained on
 METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 # A run's own plots, where it has them: title -> metrics in one pair of axes.
 PANELS = {
@@ -67,14 +68,17 @@ def need_matplotlib() -> None:
 
 
 def study_plots(result: Result) -> dict[str, str]:
-    """{file name: SVG} of learning curves and differences a metric, and of the frontier."""
+    """{file name: SVG} of learning curves and differences a metric, and of the frontiers."""
     study, plots = result.study, {}
     for slug, metric in _slugs(study.metrics).items():
         plots[f"curves-{slug}.svg"] = learning_curves(study, metric)
         if len(study.variants) > 1:
             plots[f"deltas-{slug}.svg"] = differences(result, metric)
-    if any(_has_both(study, pair) for pair in FRONTIERS):
-        plots["frontier.svg"] = frontier(result)
+    pair = next((pair for pair in FRONTIERS if _has_both(study, pair)), None)
+    if pair is not None:
+        plots["frontier.svg"] = frontier(result, *pair)
+    if _has_both(study, JUDGED):
+        plots["frontier-judge.svg"] = frontier(result, *JUDGED)
     return plots
 
 
@@ -101,11 +105,10 @@ def learning_curves(study: Study, metric: str) -> str:
     return svg[0]
 
 
-def frontier(result: Result) -> str:
+def frontier(result: Result, x: str, y: str) -> str:
     """Score over KL: the way of each variant's mean, by tenths of its iterations, and where it
-    ended, with the 95 % intervals of both. Of held-out rows, where both are there."""
+    ended, with the 95 % intervals of both."""
     study = result.study
-    x, y = next(pair for pair in FRONTIERS if _has_both(study, pair))
     with _figure(6.4, 3.8) as (figure, svg):
         axes = figure.add_subplot(xlabel=f"{x}, nats a response", ylabel=y)
         for variant, colour, style in _looks(study):

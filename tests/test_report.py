@@ -88,6 +88,19 @@ def test_table_says_what_it_is_made_of(runs):
         assert ElementTree.parse(out / name).getroot().tag.endswith("}svg")
 
 
+def test_what_a_judge_says_has_a_frontier_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = write_sweep(tmp_path / "runs/ab", {"one": {}}, (0, 1))
+    judged = {"eval__scores": [0.0, 1.0], "eval__judge": [0.5, 0.25], "eval__kl": [0.0, 3.0]}
+    for seed in range(2):
+        write_run(root / folder_of("one") / f"seed{seed}", [0.0, 1.0], **judged)
+    names = files(report("ab"))
+    plots = {name: text.decode() for name, text in names.items() if "frontier" in name}
+    assert plots.keys() == {"frontier.svg", "frontier-judge.svg"}
+    for name, axis in (("frontier.svg", "eval/scores"), ("frontier-judge.svg", "eval/judge")):
+        assert f">{axis}</text>" in plots[name] and name in names["table.md"].decode()
+
+
 def test_curves_hold_every_iteration(runs):
     rows = list(csv.DictReader((report("ab") / "curves.csv").open()))
     assert len(rows) == 2 * 3 * 4
