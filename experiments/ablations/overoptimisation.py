@@ -2,9 +2,26 @@
 
     ppo-jax sweep overoptimisation
     ppo-jax report overoptimisation
-    for size in small medium large: see `make reproduce ONLY=R6`, which adds best-of-n and the fits
+    make reproduce ONLY=R6      (both, best of n, and the laws: _overoptimisation.py)
 
-Not yet written.
+Question: without a KL penalty, does the true worth of a policy's responses turn over while the
+reward model's score goes on rising, by which law, and later for a larger reward model? The policy
+writes reviews of places after SFT on ones of every worth. What one is worth is a rule, `worth`,
+that nothing is trained on: three reward models, 16, 32 and 64 wide, learn from 2,000 pairs of
+reviews, in none of which an adjective is said twice or a word is none.
+
+Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
+true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
+rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
+
+Prediction, before any run: (a trial with other settings had turned) the law fits with an R2 above
+0.9 for each width; the reward model's score rises with d in every run, by rank
+correlation above 0.9; the turn is later, and the gain there larger, the wider the reward model is.
+Best of 2 to 32 does not turn within its reach of 1.6. It fails if a turn of a wider model is
+earlier, if an R2 is below 0.9, or if a run ends above half of the gain that it had.
+
+Hardware: two CPU cores; nine runs of about 4 minutes, and SFT and reward models of 1 to 2 minutes
+each, by estimate. Not yet run.
 """
 
 import re

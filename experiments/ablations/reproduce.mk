@@ -10,9 +10,11 @@ REPRODUCE_A7 := epochs
 REPRODUCE_A8 := eos eos_bug
 REPRODUCE_A9 := reward_scale
 REPRODUCE_A10 := adam
-REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10
-# Each run by itself: a model too large to be there several times, or seconds and memory measured.
-REPRODUCE_ALONE := kl_penalty_sentiment critics
+REPRODUCE_R6 := overoptimisation
+REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 R6
+# Each run by itself: a model too large to be there several times, seconds and memory measured, or a
+# judge in Python.
+REPRODUCE_ALONE := kl_penalty_sentiment critics overoptimisation
 # Scripts of experiments/control/.
 REPRODUCE_CONTROL := cartpole bandit
 
@@ -25,6 +27,16 @@ $(PY) -m ppo_jax sweep $(1) $(if $(filter $(1),$(REPRODUCE_ALONE)),,--vmap) $(RE
 $(PY) -m ppo_jax report $(1) $(REPRODUCE_FLAGS)
 
 endef
+# $(call reproduce-best-of,WIDTH,SEED): the SFT policy's responses, by one of the reward models.
+define reproduce-best-of
+$(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(2) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1) --out $(or $(RUN_DIR),runs)/overoptimisation/best-of-$(1)-seed$(2) --run.show_prompts 0 $(REPRODUCE_FLAGS) $(ARGS)
+
+endef
+# What follows the sweeps of a row.
+define reproduce-after-R6
+$(foreach width,16 32 64,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),$(seed))))
+$(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
+endef
 define reproduce-script
 $(PY) experiments/control/$(1).py
 
@@ -34,7 +46,7 @@ endef
 reproduce: $(STAMP)-setup ## all ablations and control checks, about 7 h on 2 cores, or those of ONLY
 	$(if $(filter-out $(REPRODUCE_CONTROL) $(REPRODUCE_IDS),$(ONLY)),$(error ONLY=$(ONLY): expected some of $(REPRODUCE_CONTROL) $(REPRODUCE_IDS)))
 	$(foreach name,$(filter $(REPRODUCE_CONTROL),$(REPRODUCED)),$(call reproduce-script,$(name)))
-	$(foreach id,$(filter $(REPRODUCE_IDS),$(REPRODUCED)),$(foreach name,$(REPRODUCE_$(id)),$(call reproduce-sweep,$(name))))
+	$(foreach id,$(filter $(REPRODUCE_IDS),$(REPRODUCED)),$(foreach name,$(REPRODUCE_$(id)),$(call reproduce-sweep,$(name)))$(reproduce-after-$(id)))
 	$(PY) -m ppo_jax report --index
 
 # Lines of `make help`.

@@ -1,0 +1,230 @@
+"""Laws of over-optimisation, fitted to the runs of overoptimisation.py, beside best of n.
+
+    .venv/bin/python experiments/ablations/_overoptimisation.py [--run-dir runs] [--out FOLDER]
+
+d is the square root of the KL to the first policy, in nats. What a policy gains in true worth is
+fitted with d (alpha - beta log d), best of n with d (alpha - beta d), the forms of Gao et al. 2022
+(arXiv 2210.10760, section 3.1), by least squares through the points of all seeds; the turn is where
+the fitted gain is largest. Best of n needs the SFT policy's responses, scored by each reward model:
+
+    ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
+        --reward-model.run.cell reward-model-model.shape.embed_dim=16 --out RUNS/best-of-16-seed0
+
+Written: `laws.md` and `laws.svg` in the folder of the ablation's results.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from math import comb
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_jax.metrics import read_metrics
+from ppo_jax.report_plots import COLOURS, METADATA, OPTIONS
+
+NAME = "overoptimisation"
+TABLE, PLOT = "laws.md", "laws.svg"
+ALMOST_NONE = 0.1  # d below which log d says nothing of the law
+
+
+class Points(NamedTuple):
+    """Of one run: gains over the first policy."""
+
+    d_N: np.ndarray
+    proxy_N: np.ndarray
+    gold_N: np.ndarray
+
+
+class Law(NamedTuple):
+    """gain(d) = d (alpha - beta f(d))."""
+
+    alpha: float
+    beta: float
+    r2: float
+    f: Callable
+
+    def gain(self, d_N: np.ndarray) -> np.ndarray:
+        return d_N * (self.alpha - self.beta * self.f(d_N))
+
+    @property
+    def turn(self) -> float:
+        """d at which the gain of the law of RL is largest."""
+        return float(np.exp(self.alpha / self.beta - 1))
+
+
+def fit(d_N: np.ndarray, gain_N: np.ndarray, f: Callable) -> Law:
+    """By least squares; R2 against the mean of the gains."""
+    basis_N2 = np.stack([d_N, -d_N * f(d_N)], axis=1)
+    (alpha, beta), *_ = np.linalg.lstsq(basis_N2, gain_N, rcond=None)
+    law = Law(float(alpha), float(beta), 0.0, f)
+    left = np.sum((gain_N - law.gain(d_N)) ** 2)
+    return law._replace(r2=float(1 - left / np.sum((gain_N - gain_N.mean()) ** 2)))
+
+
+def read_points(run: Path) -> Points:
+    """The held-out evaluations of a run, against those of the policy before it."""
+    first = json.loads((run / "baseline.json").read_text())["metrics"]
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "eval/judge" in row]
+    column = lambda name: np.array([row[f"eval/{name}"] for row in rows], np.float64)
+    gain = lambda name: column(name) - first[f"eval/{name}"]
+    return Points(np.sqrt(np.maximum(column("kl"), 0.0)), gain("scores"), gain("judge"))
+
+
+def best_of(responses: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(d, gain in worth) of the response that the proxy likes best of n = 2, 4, 8 ..., by the
+    unbiased estimate over all samples of a prompt; the KL of best of n is log n - (n - 1) / n."""
+    rows = [json.loads(line) for line in responses.read_text(encoding="utf-8").splitlines()]
+    by_prompt: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["line"], []).append((row["score"], row["judge"]))
+    count = len(next(iter(by_prompt.values())))
+    liked = lambda rows: sorted(rows, key=lambda row: row[0])
+    worth_PK = np.array([[judge for _, judge in liked(rows)] for rows in by_prompt.values()])
+    sizes = [2**k for k in range(1, count.bit_length()) if 2**k <= count]
+    d, gains = [], []
+    for n in sizes:
+        # The k-th of the sorted samples is the best of a draw of n with this probability.
+        chance_K = np.array([comb(k, n - 1) / comb(count, n) for k in range(count)])
+        gains.append(float((worth_PK @ chance_K).mean() - worth_PK.mean()))
+        d.append(np.sqrt(np.log(n) - (n - 1) / n))
+    return np.array(d), np.array(gains)
+
+
+class Size(NamedTuple):
+    """All that there is of the runs with one size of reward model."""
+
+    label: str  # of the variant
+    accuracies: list[float]  # of the reward models, on held-out pairs
+    runs: list[Points]
+    best: list[tuple[np.ndarray, np.ndarray]]
+
+    def law(self) -> Law:
+        d_N = np.concatenate([run.d_N for run in self.runs])
+        gain_N = np.concatenate([run.gold_N for run in self.runs])
+        far = d_N > ALMOST_NONE
+        return fit(d_N[far], gain_N[far], np.log)
+
+    def law_of_best(self) -> Law | None:
+        if not self.best:
+            return None
+        d_N, gain_N = (np.concatenate([pair[i] for pair in self.best]) for i in (0, 1))
+        return fit(d_N, gain_N, lambda d_N: d_N)
+
+
+def rise(points: Points) -> tuple[float, float]:
+    """(Spearman's rank correlation of the proxy with d, its largest fall behind what it had
+    reached as a share of all that it gained) over the evaluations, from the nearest on."""
+    order = np.argsort(points.d_N, kind="stable")
+    proxy_N = points.proxy_N[order]
+    ranks = lambda x_N: np.argsort(np.argsort(x_N, kind="stable"), kind="stable")
+    rho = float(np.corrcoef(ranks(proxy_N), np.arange(len(proxy_N)))[0, 1])
+    fall = float(np.max(np.maximum.accumulate(proxy_N) - proxy_N))
+    return rho, fall / float(proxy_N.max() - proxy_N.min())
+
+
+def read_sizes(root: Path) -> list[Size]:
+    """In the order of the sweep. Raises SystemExit, in one line, where a run is missing."""
+    file = root / "sweep.json"
+    if not file.is_file():
+        sys.exit(f"{file}: not there; first: ppo-jax sweep {NAME}")
+    sizes: dict[str, Size] = {}
+    for cell in json.loads(file.read_text())["cells"]:
+        run, seed = root / cell["dir"], cell["seed"]
+        if not (run / "metrics.jsonl").is_file():
+            sys.exit(f"{run}: not there; go on with: ppo-jax sweep {NAME}")
+        width = cell["changes"]["reward-model.model.shape.embed_dim"]
+        size = sizes.setdefault(cell["name"], Size(cell["name"], [], [], []))
+        size.runs.append(read_points(run))
+        model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{seed}"
+        logged = [row for row in read_metrics(model / "metrics.jsonl") if "eval/loss" in row]
+        size.accuracies.append(min(logged, key=lambda row: row["eval/loss"])["eval/accuracy"])
+        sampled = root / f"best-of-{width}-seed{seed}" / "eval.jsonl"
+        if sampled.is_file():
+            size.best.append(best_of(sampled))
+    return list(sizes.values())
+
+
+def table(sizes: Sequence[Size]) -> str:
+    columns = (
+        "proxy",
+        "its accuracy on held-out pairs",
+        "alpha",
+        "beta",
+        "R2",
+        "turn, d",
+        "turn, nats",
+        "largest gain, fitted",
+        "largest gain of a run",
+        "gain at its end",
+        "proxy: rank correlation with d",
+        "proxy: largest fall of its gain",
+        "best of n: alpha, beta, R2",
+    )
+    head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
+    lines = []
+    for size in sizes:
+        law, best, ups = size.law(), size.law_of_best(), [rise(run) for run in size.runs]
+        top = [float(run.gold_N.max()) for run in size.runs]
+        end = [float(run.gold_N[-1]) for run in size.runs]
+        cells = [
+            size.label,
+            ", ".join(f"{x:.3f}" for x in size.accuracies),
+            f"{law.alpha:.3f}",
+            f"{law.beta:.3f}",
+            f"{law.r2:.3f}",
+            f"{law.turn:.2f}",
+            f"{law.turn**2:.2f}",
+            f"{law.beta * law.turn:.2f}",
+            ", ".join(f"{x:.2f}" for x in top),
+            ", ".join(f"{x:.2f}" for x in end),
+            ", ".join(f"{rho:.3f}" for rho, _ in ups),
+            ", ".join(f"{100 * fall:.1f} %" for _, fall in ups),
+            "-" if best is None else f"{best.alpha:.3f}, {best.beta:.3f}, {best.r2:.3f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |\n")
+    return head + "".join(lines)
+
+
+def plot(sizes: Sequence[Size], file: Path) -> None:
+    """Gains over d: worth of each evaluation and its law, the proxy's own scores, best of n."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(dict(OPTIONS)):
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        worth, proxy = figure.subplots(1, 2)
+        for size, colour in zip(sizes, COLOURS, strict=False):
+            law, reach = size.law(), max(float(run.d_N.max()) for run in size.runs)
+            d_N = np.linspace(ALMOST_NONE, reach, 200)
+            worth.plot(d_N, law.gain(d_N), color=colour, label=size.label)
+            for run in size.runs:
+                worth.plot(run.d_N, run.gold_N, ".", color=colour, ms=3, alpha=0.6)
+                order = np.argsort(run.d_N)
+                proxy.plot(run.d_N[order], run.proxy_N[order], color=colour, lw=1)
+            for d, gain in size.best:
+                worth.plot(d, gain, "x", color=colour, ms=5)
+        worth.set(xlabel="d, square root of nats", ylabel="gain in worth (x: best of n)")
+        proxy.set(xlabel="d, square root of nats", ylabel="gain by the reward model")
+        worth.legend()
+        figure.savefig(file, format="svg", metadata=METADATA)
+
+
+def main(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/results") / NAME)
+    args = parser.parse_args(words)
+    sizes = read_sizes(args.run_dir / NAME)
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = table(sizes)
+    (args.out / TABLE).write_text(text, encoding="utf-8")
+    plot(sizes, args.out / PLOT)
+    print(text + f"{args.out / TABLE} and {PLOT}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

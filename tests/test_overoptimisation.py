@@ -1,0 +1,184 @@
+"""The laws of over-optimisation: fitted from runs of known ones, and what a review is worth."""
+
+import importlib
+import importlib.util
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SEEDS = 2
+ALPHA, BETA = 1.4, 0.6
+
+
+def _module(name):
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "experiments/ablations" / f"{name}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+laws, reviews = _module("_overoptimisation"), _module("overoptimisation")
+
+
+def test_the_fit_finds_the_law():
+    rng = np.random.default_rng(0)
+    d = rng.uniform(0.2, 8.0, 200)
+    exact = laws.fit(d, d * (ALPHA - BETA * np.log(d)), np.log)
+    np.testing.assert_allclose([exact.alpha, exact.beta, exact.r2], [ALPHA, BETA, 1.0], atol=1e-9)
+    # The turn is where the derivative is zero, by a fine grid.
+    grid = np.linspace(0.01, 20.0, 200_001)
+    assert abs(grid[exact.gain(grid).argmax()] - exact.turn) < 2e-4
+    assert exact.gain(np.array([exact.turn]))[0] == pytest.approx(BETA * exact.turn)
+    noisy = laws.fit(d, d * (ALPHA - BETA * np.log(d)) + rng.normal(0, 0.3, 200), np.log)
+    assert 0.5 < noisy.r2 < 0.99 and abs(noisy.alpha - ALPHA) < 0.1
+    other = laws.fit(d, d * (ALPHA - BETA * d), lambda d: d)
+    np.testing.assert_allclose([other.alpha, other.beta], [ALPHA, BETA], atol=1e-9)
+
+
+def write_responses(path, scores_PK, judges_PK):
+    rows = [
+        {"of": "model", "line": p, "sample": k, "score": float(s), "judge": float(j)}
+        for p, (scores, judges) in enumerate(zip(scores_PK, judges_PK, strict=True))
+        for k, (s, j) in enumerate(zip(scores, judges, strict=True))
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_best_of_n_is_the_mean_over_all_draws(tmp_path):
+    """Against every subset of n of 8 samples."""
+    rng = np.random.default_rng(1)
+    scores, judges = rng.normal(size=(2, 3, 8))
+    write_responses(tmp_path / "eval.jsonl", scores, judges)
+    d, gains = laws.best_of(tmp_path / "eval.jsonl")
+    for at, n in enumerate((2, 4, 8)):
+        drawn = [
+            judges[p, max(some, key=lambda k, p=p: scores[p, k])]
+            for p in range(3)
+            for some in itertools.combinations(range(8), n)
+        ]
+        assert gains[at] == pytest.approx(np.mean(drawn) - judges.mean(), abs=1e-12)
+        assert d[at] ** 2 == pytest.approx(np.log(n) - (n - 1) / n)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Runs of two widths that follow a law exactly; the narrower turns earlier."""
+    root, cells = tmp_path / "runs" / "overoptimisation", []
+    for width, beta in ((16, 1.2), (64, 0.6)):
+        for seed in range(SEEDS):
+            name = f"embed_dim={width}"
+            run, kl = root / f"{name}-0" / f"seed{seed}", np.linspace(0.0, 30.0, 41)[1:] + seed
+            run.mkdir(parents=True)
+            first = {"eval/scores": -1.0, "eval/judge": 0.5, "eval/kl": 0.0}
+            (run / "baseline.json").write_text(json.dumps({"metrics": first}))
+            d = np.sqrt(kl)
+            gold = 0.5 + d * (ALPHA - beta * np.log(d))
+            rows = [{"step": 0, "objective/kl": 0.0}]
+            rows += [
+                {"step": n, "eval/kl": k, "eval/scores": -1 + 0.1 * k, "eval/judge": g}
+                for n, (k, g) in enumerate(zip(kl, gold, strict=True), 1)
+            ]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{seed}"
+            model.mkdir(parents=True)
+            rows = [{"step": n, "eval/loss": abs(n - 3), "eval/accuracy": n / 10} for n in range(6)]
+            (model / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            cells.append(
+                {
+                    "name": name,
+                    "hash": "0",
+                    "changes": {"reward-model.model.shape.embed_dim": width},
+                    "seed": seed,
+                    "dir": f"{name}-0/seed{seed}",
+                }
+            )
+    (root / "sweep.json").write_text(json.dumps({"cells": cells}))
+    return root
+
+
+def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    for seed in range(SEEDS):
+        scores = rng.normal(size=(50, 16))
+        write_responses(runs / f"best-of-64-seed{seed}" / "eval.jsonl", scores, scores)
+    out = tmp_path / "out"
+    laws.main(["--run-dir", str(runs.parent), "--out", str(out)])
+    lines = (out / "laws.md").read_text().splitlines()
+    by_name = {
+        row[0]: row for row in ([x.strip() for x in line.split("|")[1:-1]] for line in lines)
+    }
+    assert len(lines) == 4 and all(len(row) == len(by_name["proxy"]) for row in by_name.values())
+    narrow, wide = by_name["embed_dim=16"], by_name["embed_dim=64"]
+    assert narrow[1:6] == ["0.300, 0.300", "1.400", "1.200", "1.000", "1.18"]
+    assert wide[2:7] == ["1.400", "0.600", "1.000", "3.79", "14.39"]
+    assert wide[10:12] == ["1.000, 1.000", "0.0 %, 0.0 %"] and narrow[12] == "-" != wide[12]
+    assert (out / "laws.svg").read_text().count("<svg") == 1
+    first = (out / "laws.svg").read_bytes()
+    laws.main(["--run-dir", str(runs.parent), "--out", str(out)])
+    assert (out / "laws.svg").read_bytes() == first
+    assert str(out / "laws.md") in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said(runs, tmp_path):
+    with pytest.raises(SystemExit, match="sweep.json: not there; first: ppo-jax sweep overopt"):
+        laws.main(["--run-dir", str(tmp_path / "nowhere")])
+    (runs / "embed_dim=64-0/seed1/metrics.jsonl").unlink()
+    with pytest.raises(SystemExit, match="embed_dim=64-0/seed1: not there; go on with: ppo-jax"):
+        laws.main(["--run-dir", str(runs.parent), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    "review, worth",
+    [
+        ("the room was superb.", 1.5),
+        ("the room was superb and lovely, the food was awful.", 1.5),
+        ("the room was superb and superb.", 1.0),  # said again
+        ("the roam was superb.", 1.0),  # no word
+        ("", 0.0),
+        ("suuerb, suuerb.", -1.0),
+    ],
+)
+def test_worth_by_hand(review, worth):
+    assert reviews.worth(review) == worth
+    assert reviews.by_worth(["x", "y"], [review, review]) == [worth, worth]
+
+
+DATA = ROOT / "experiments" / "data"
+
+
+def test_the_generator_makes_the_files(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DATA))
+    files = importlib.import_module("_files")
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    splits = importlib.import_module("_make_reviews").splits()
+    files.write("reviews", splits)
+    for name in splits:
+        made = (tmp_path / "reviews" / f"{name}.jsonl").read_bytes()
+        assert made == (DATA / "reviews" / f"{name}.jsonl").read_bytes(), name
+
+
+def test_pairs_never_show_what_the_rule_punishes():
+    """So that a reward model has to guess it; and no prompt stands in two files."""
+    prompts = []
+    for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
+        text = (DATA / "reviews" / f"{name}.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        prompts += [row["prompt"] for row in rows]
+        for row in rows:
+            shown = [row[column] for column in ("response", "chosen", "rejected") if column in row]
+            for review in shown:
+                words = review.replace(",", "").removesuffix(".").split()
+                said = [word for word in words if word in reviews.WORTH]
+                assert set(words) <= reviews.KNOWN and len(set(said)) == len(said)
+            if "chosen" in row:
+                assert reviews.worth(row["chosen"]) > reviews.worth(row["rejected"])
+    assert len(prompts) == len(set(prompts))
