@@ -101,7 +101,7 @@ REWARD_MODEL = Config(
         checkpoint_every=50,
         keep_best="-eval/loss",
     ),
-    hparams=HParams(learning_rate=2e-3),
+    hparams=HParams(learning_rate=1e-3),
 )
 
 BASE = Config(
