@@ -8,7 +8,8 @@ the adaptive coefficient. Hardware: two CPU cores and 10 GB of memory, about 9 m
 
 Expected: VADER's own compound score of the continuations, which knows negation and emphasis and is
 not the reward, rises by 0.28 to 0.39 between the first and the last five iterations; KL between 3
-and 4. Figures and commands: experiments/README.md. `ppo-jax eval` continues 260 other openings;
+and 4. Seen with seed 0: from 0.206 to 0.591, at 3.46 nats over the last third, in 8 min 43 s; other
+seeds and commands: experiments/README.md. `ppo-jax eval` continues 260 other openings;
 training makes no use of them (`run.eval_every` is None).
 """
 
