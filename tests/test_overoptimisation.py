@@ -1,7 +1,6 @@
 """The laws of over-optimisation: fitted from runs of known ones, and what a review is worth."""
 
 import importlib
-import importlib.util
 import itertools
 import json
 import sys
@@ -15,17 +14,9 @@ SEEDS = 2
 ALPHA, BETA = 1.4, 0.6
 
 
-def _module(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "experiments/ablations" / f"{name}.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-laws, reviews = _module("_overoptimisation"), _module("overoptimisation")
+sys.path.insert(0, str(ROOT / "experiments" / "ablations"))
+laws = importlib.import_module("_overoptimisation")
+reviews = importlib.import_module("overoptimisation")
 
 
 def test_the_fit_finds_the_law():
