@@ -43,6 +43,11 @@ class Cell(NamedTuple):
         """Its run folder, below the experiment's."""
         return f"{self.config.run.cell}/seed{self.seed}"
 
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Run folders of the stages that come before it, as `dir`."""
+        return tuple(f"{cell}/seed{self.seed}" for cell in self.needs)
+
 
 class Grid(NamedTuple):
     """All that a sweep consists of."""

@@ -85,7 +85,7 @@ def study_plots(result: Result) -> dict[str, str]:
 def learning_curves(study: Study, metric: str) -> str:
     """Mean over the seeds that are done, with the band of its 95 % interval; a cell that is not, or
     that has other iterations than the rest, is a thin line of its own."""
-    with _figure(6.4, 3.8) as (figure, svg):
+    with svg_figure(6.4, 3.8) as (figure, svg):
         axes = figure.add_subplot(xlabel="iteration", ylabel=_short(metric))
         for variant, colour, style in _looks(study):
             together, alone = _aligned(study.of(variant), metric)
@@ -109,7 +109,7 @@ def frontier(result: Result, x: str, y: str) -> str:
     """Score over KL: the way of each variant's mean, by tenths of its iterations, and where it
     ended, with the 95 % intervals of both."""
     study = result.study
-    with _figure(6.4, 3.8) as (figure, svg):
+    with svg_figure(6.4, 3.8) as (figure, svg):
         axes = figure.add_subplot(xlabel=f"{x}, nats a response", ylabel=y)
         for variant, colour, style in _looks(study):
             ends = (mean_interval(_ends(study.of(variant), m, result.window)) for m in (x, y))
@@ -131,7 +131,7 @@ def frontier(result: Result, x: str, y: str) -> str:
 def differences(result: Result, metric: str) -> str:
     """Each variant's difference to the base, with its interval."""
     entries = [entry for entry in result.of(metric) if entry.delta is not None]
-    with _figure(6.4, 1.1 + 0.3 * len(entries)) as (figure, svg):
+    with svg_figure(6.4, 1.1 + 0.3 * len(entries)) as (figure, svg):
         axes = figure.add_subplot(xlabel=f"{_short(metric)}, minus {_short(result.base)}'s")
         for y, entry in enumerate(entries):
             delta = entry.delta
@@ -153,7 +153,7 @@ def run_plots(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not panels:
         return None
     height = -(-len(panels) // 3)
-    with _figure(11.0, 2.3 * height + 0.3) as (figure, svg):
+    with svg_figure(11.0, 2.3 * height + 0.3) as (figure, svg):
         for n, (title, metrics) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(height, 3, n)
             axes.set_title(title, fontsize=9)
@@ -168,7 +168,7 @@ def run_plots(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
+def svg_figure(width: float, height: float) -> Iterator[tuple[Any, list[str]]]:
     """(a figure to draw into, a list that holds its SVG at the end), in inches."""
     from matplotlib import rc_context  # pyright: ignore
     from matplotlib.figure import Figure  # pyright: ignore

@@ -129,8 +129,8 @@ def _chosen(grid: Grid, args: SweepArgs) -> list[int]:
 
 def _before(grid: Grid, cells: Sequence[Cell]) -> list[Cell]:
     """The stages that cells start from."""
-    needed = {(name, cell.seed) for cell in cells for name in cell.needs}
-    return [stage for stage in grid.stages if (stage.config.run.cell, stage.seed) in needed]
+    needed = {folder for cell in cells for folder in cell.after}
+    return [stage for stage in grid.stages if stage.dir in needed]
 
 
 def _refuse_changed(found: Sequence[Found], grid: Grid) -> None:
@@ -147,8 +147,7 @@ def _refuse_changed(found: Sequence[Found], grid: Grid) -> None:
 def _job(experiment: Experiment, cell: Cell, stages: Sequence[Found], switches: TrainArgs) -> Job:
     """The cell's command, after what is yet to be made of its stages."""
     on = [f"--{name}" for name, is_on in vars(switches).items() if is_on]
-    needed = {f"{name}/seed{cell.seed}" for name in cell.needs}
-    before = [stage.name for stage in stages if stage.name in needed]
+    before = [stage.name for stage in stages if stage.name in cell.after]
     is_done = lambda: standing(experiment, cell).state == "done"
     shared = is_done if cell.command != "train" else None  # cells on other machines need it as well
     words = (cell.command, str(experiment.path), *cell.words, *on)

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from ppo_jax.metrics import read_metrics
-from ppo_jax.report_plots import COLOURS, METADATA, OPTIONS
+from ppo_jax.report_plots import COLOURS, svg_figure
 
 NAME = "overoptimisation"
 TABLE, PLOT = "laws.md", "laws.svg"
@@ -120,8 +121,7 @@ def rise(points: Points) -> tuple[float, float]:
     reached as a share of all that it gained) over the evaluations, from the nearest on."""
     order = np.argsort(points.d_N, kind="stable")
     proxy_N = points.proxy_N[order]
-    ranks = lambda x_N: np.argsort(np.argsort(x_N, kind="stable"), kind="stable")
-    rho = float(np.corrcoef(ranks(proxy_N), np.arange(len(proxy_N)))[0, 1])
+    rho = float(stats.spearmanr(points.d_N, points.proxy_N).statistic)
     fall = float(np.max(np.maximum.accumulate(proxy_N) - proxy_N))
     return rho, fall / float(proxy_N.max() - proxy_N.min())
 
@@ -189,13 +189,9 @@ def table(sizes: Sequence[Size]) -> str:
     return head + "".join(lines)
 
 
-def plot(sizes: Sequence[Size], file: Path) -> None:
+def plot(sizes: Sequence[Size]) -> str:
     """Gains over d: worth of each evaluation and its law, the proxy's own scores, best of n."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(dict(OPTIONS)):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
+    with svg_figure(11.0, 4.2) as (figure, svg):
         worth, proxy = figure.subplots(1, 2)
         for size, colour in zip(sizes, COLOURS, strict=False):
             law, reach = size.law(), max(float(run.d_N.max()) for run in size.runs)
@@ -210,7 +206,7 @@ def plot(sizes: Sequence[Size], file: Path) -> None:
         worth.set(xlabel="d, square root of nats", ylabel="gain in worth (x: best of n)")
         proxy.set(xlabel="d, square root of nats", ylabel="gain by the reward model")
         worth.legend()
-        figure.savefig(file, format="svg", metadata=METADATA)
+    return svg[0]
 
 
 def main(words: Sequence[str]) -> None:
@@ -222,7 +218,7 @@ def main(words: Sequence[str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     text = table(sizes)
     (args.out / TABLE).write_text(text, encoding="utf-8")
-    plot(sizes, args.out / PLOT)
+    (args.out / PLOT).write_text(plot(sizes), encoding="utf-8")
     print(text + f"{args.out / TABLE} and {PLOT}")
 
 

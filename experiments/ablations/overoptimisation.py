@@ -15,8 +15,8 @@ true score of RL follows d (alpha - beta log d), that of best of n d (alpha - be
 rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
 
 Prediction, before any run: (a trial with other settings had turned) the law fits with an R2 above
-0.9 for each width; the reward model's score rises with d in every run, by rank
-correlation above 0.9; the turn is later, and the gain there larger, the wider the reward model is.
+0.9 for each width; the reward model's score rises with d in every run, by rank correlation above
+0.9; the turn is later, and the gain there larger, the wider the reward model is.
 Best of 2 to 32 does not turn within its reach of 1.6. It fails if a turn of a wider model is
 earlier, if an R2 is below 0.9, or if a run ends above half of the gain that it had.
 

@@ -11,7 +11,7 @@ import random
 import sys
 
 from _files import FOLDER, write
-from _rows import Row, disjoint
+from _rows import Row, disjoint, read_columns
 
 sys.path.append(str(FOLDER.parent / "ablations"))
 from overoptimisation import PARTS, WORTH, worth  # noqa: E402  the experiment's own
@@ -41,12 +41,7 @@ def draw(rng: random.Random) -> tuple[str, Row] | None:
 
 
 def splits() -> dict[str, list[Row]]:
-    files = disjoint(draw, SIZES, seed="reviews")
-    taken = {"sft": ("response",), "pairs": ("chosen", "rejected")}
-    for name, rows in files.items():
-        names = ("prompt", *taken.get(name.removesuffix("_eval"), ()))
-        files[name] = [{column: row[column] for column in names} for row in rows]
-    return files
+    return read_columns(disjoint(draw, SIZES, seed="reviews"))
 
 
 if __name__ == "__main__":

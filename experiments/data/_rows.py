@@ -39,6 +39,16 @@ def disjoint(draw: Draw, sizes: dict[str, int], seed: str) -> dict[str, list[Row
     return files
 
 
+def read_columns(files: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The files with the columns that each is read for: responses for SFT, two of them in pairs."""
+    taken = {"sft": ("response",), "pairs": ("chosen", "rejected")}
+    names = lambda file: ("prompt", *taken.get(file.removesuffix("_eval"), ()))
+    return {
+        file: [{column: row[column] for column in names(file)} for row in rows]
+        for file, rows in files.items()
+    }
+
+
 def answered(files: dict[str, list[Row]], column: str = "reference") -> dict[str, list[Row]]:
     """The files with this column called `response`, and no others, where SFT is to learn it."""
     shown = lambda row: {"prompt": row["prompt"], "response": row[column]}
