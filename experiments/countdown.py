@@ -5,8 +5,8 @@
 Numbers from 1 to 10, each to be used once, targets below 100: `3 5 7 make 56:` is solved by
 `(3+5)*7`. SFT sees one solution each of 600 problems; PPO all problems but those held out, and
 their reward: 1 for the target, 0.1 for an expression that has another value or other numbers, both
-found in Python without running anything (`ppo_jax/rewards/arithmetic.py`). SmolLM2 in its place:
-`ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+found in Python without running anything (`ppo_jax/rewards/arithmetic.py`).
+SmolLM2 in its place: README.md here, "A larger model".
 
 Expected: twice SFT's reward, and far from all solved: a small model from scratch learns to write
 expressions of the given numbers, and little of the search. Seen with seed 0, mean reward of 300

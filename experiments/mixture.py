@@ -5,10 +5,13 @@
 Small sisters of `translate`, `summarize`, `qa` and `style_length` in one file, told apart by the
 column `task`: two rewards of the host, two of the device. `reward/<task>` and `eval/<task>` are
 means over the rows of a task alone.
-SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+SmolLM2 in its place: README.md here, "A larger model".
 Hardware: two CPU cores.
 
-Expected: not yet measured.
+Expected: every task above SFT. Seen with seed 0, 400 held-out rows at temperature 1, SFT and PPO
+(experiments/results/pipeline): translate 0.696, 0.765; summarize 0.855, 0.906; qa 0.590, 0.790;
+length 0.748, 0.940; all 0.722, 0.850, where SFT's best of four is 0.840. 6 min on one CPU core:
+83 s, 263 s, 27 s.
 """
 
 from ppo_jax.config import (

@@ -5,8 +5,8 @@
 Three tasks in one file: the sentiment of a sentence (positive, negative, neutral), the intent of a
 request (alarm, weather, music, travel, food) and the kind of a name in a sentence (person, place,
 food). SFT sees few sentences, which hold a part of the words; the labels of the others are learnt
-from reward, 1 for the label's word and nothing else. SmolLM2 in its place: `ARGS="--sft.model.path
-smollm2-135m"`, with learning rates of its size.
+from reward, 1 for the label's word and nothing else.
+SmolLM2 in its place: README.md here, "A larger model".
 
 Expected: twice as many right as by SFT. Seen with seed 0, 300 held-out sentences at temperature 1:
 SFT 0.402, PPO 0.818. 4 min on one of two busy CPU cores.

@@ -5,10 +5,12 @@
 `Write about the old ship in 7 words:`. Half of the sentences that SFT learns from miss the number;
 the reward is 1 less the share of words too many or too few, and the KL to the SFT model keeps the
 style. How often the number is met is logged beside it.
-SmolLM2 in its place: `ARGS="--sft.model.path smollm2-135m"`, with learning rates of its size.
+SmolLM2 in its place: README.md here, "A larger model".
 Hardware: two CPU cores.
 
-Expected: not yet measured.
+Expected: twice as often the very number. Seen with seed 0, 256 held-out prompts at temperature 1:
+the score from 0.725 (SFT) to 0.905 (PPO), the number met 0.244 and 0.530, KL 3.6 nats
+(experiments/results/pipeline). 5 min on one CPU core: 86 s, 179 s, 21 s.
 """
 
 from ppo_jax.config import (

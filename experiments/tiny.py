@@ -3,7 +3,8 @@
     make smoke
 
 Hardware: any; under a minute on two CPU cores, most of it compilation. Expected: the share of
-vowels in the responses rises from 0.02 (5 of 259 ids) to about 0.7.
+vowels in the responses rises from 0.02 (5 of 259 ids) to about 0.7. Seen with seed 0: from 0.024
+to 0.749, at 19 nats.
 """
 
 import jax.numpy as jnp

@@ -7,6 +7,7 @@ import numpy as np
 
 from ppo_jax.errors import DataError
 from ppo_jax.jsonl import json_type, shown
+from ppo_jax.returned import MAX_FLOAT32
 from ppo_jax.tokenizer import check_vocabulary
 from ppo_jax.types import Texts
 
@@ -30,8 +31,8 @@ def numeric_column(values: list) -> np.ndarray | None:
     if not all(isinstance(value, bool | int | float) for value in values):
         return None
     if any(isinstance(value, float) for value in values):
-        limit = float(np.finfo(np.float32).max)
-        return np.array(values, np.float32) if all(abs(v) <= limit for v in values) else None
+        within = all(abs(v) <= MAX_FLOAT32 for v in values)
+        return np.array(values, np.float32) if within else None
     info = np.iinfo(np.int32)
     return np.array(values, np.int32) if all(info.min <= v <= info.max for v in values) else None
 

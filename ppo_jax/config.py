@@ -8,6 +8,7 @@ A field that is `None` is a feature that is not in the program at all.
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 import jax
@@ -206,7 +207,7 @@ class RunOptions:
     checkpoint_every: int = 50  # iterations; the last one is always saved
     checkpoint_minutes: float | None = 10.0  # also when so long ago; None: by iterations alone
     keep: int = 2  # newest checkpoints kept
-    keep_best: str | None = None  # metric whose best checkpoint is kept too; -name: the lowest
+    keep_best: str | None = None  # metric whose best step is kept; lowest: --run.keep_best=-name
     grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
     samples: int = 8  # continuations of each iteration written to samples.jsonl
     eval_every: int | None = None  # iterations between evaluations on data.eval_path
@@ -263,6 +264,12 @@ class Config:
     hparams: HParams = field(default_factory=HParams)
 
     @property
+    def warmups(self) -> dict[str, int]:
+        """`optim.warmup` and `ppo.critic_warmup`, of which no run's last iteration is a part."""
+        asked = {"optim.warmup": self.optim.warmup, "ppo.critic_warmup": self.ppo.critic_warmup}
+        return {key: min(count, self.run.iterations - 1) for key, count in asked.items()}
+
+    @property
     def prompts_per_batch(self) -> int:
         return self.rollout.batch_size // self.rollout.samples_per_prompt
 
@@ -286,9 +293,7 @@ def replace(config: Config, **changes) -> Config:
     """A copy with dotted keys changed: `replace(BASE, **{"hparams.kl_coef": 0.1})`."""
     for key, value in changes.items():
         *sections, name = key.split(".")
-        nodes = [config]
-        for section in sections:
-            nodes.append(getattr(nodes[-1], section))
+        nodes = [*accumulate(sections, getattr, initial=config)]
         for node, part in zip(reversed(nodes), [name, *reversed(sections)], strict=True):
             value = dataclasses.replace(node, **{part: value})
         config = value

@@ -23,6 +23,7 @@ from ppo_jax.evaluation import Answers, answer_all, make_examiner
 from ppo_jax.experiment import Experiment, judge_parts
 from ppo_jax.loading import Source, load_trunk, open_source, resolve_options
 from ppo_jax.model import cast_weights, stack_layers
+from ppo_jax.model_folder import is_model_name
 from ppo_jax.prepare import (
     CallHost,
     Opened,
@@ -88,6 +89,10 @@ def _folder(out: str | None, asked: str, model: str | None) -> Path:
     """Where the results go: the run folder of the model, unless `out` says."""
     if out is None:
         folder = None if model is None else run_at(model)[0]
+        if folder is not None and not folder.exists() and not is_model_name(asked):
+            raise ConfigError(
+                f"--model {asked}: does not exist; expected a run folder, or a model's with --out"
+            )
         if folder is None or not (folder / "checkpoints").is_dir():
             raise ConfigError(f"--out: {asked} is no run folder, so a folder has to be named")
         return folder

@@ -54,13 +54,14 @@ class Experiment(NamedTuple):
     judge: Any = None  # JUDGE of the file, in the form of REWARD
     sweep: Mapping[str, Any] = MappingProxyType({})  # those of SWEEP that the file defines
     loaded: tuple[Path, ...] = ()  # experiment files that it starts from, whose code is its own too
+    given: str | None = None  # the path or bare name by which commands find it; None: its name
 
     @property
     def stages(self) -> Stages:
         """Where SFT and REWARD_MODEL have their runs."""
         configs = {"@sft": self.sft, "@reward-model": self.reward_model}
         cells = {name: own_cell(one.run, name) for name, one in configs.items() if one is not None}
-        return Stages(self.name, cells)
+        return Stages(self.name, cells, self.given)
 
 
 def load_experiment(
@@ -97,6 +98,7 @@ def load_experiment(
         judge=judge,
         sweep={name: getattr(module, name) for name in SWEEP if hasattr(module, name)},
         loaded=loaded,
+        given=str(name_or_path if folder == EXPERIMENTS else path),
     )
 
 

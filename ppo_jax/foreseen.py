@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from ppo_jax.classifier import check_reads, open_classifier
 from ppo_jax.config import Config
-from ppo_jax.experiment import Experiment
+from ppo_jax.experiment import Experiment, judge_parts
 from ppo_jax.loading import Adapters, Source, open_source
 from ppo_jax.prepare import check_critic, open_policy
-from ppo_jax.rewards.base import LearnedReward, parse_rewards
+from ppo_jax.rewards.base import LearnedReward, Part, parse_rewards
 from ppo_jax.stages import STAGES, has_ended, resolve, stage_run
 
 
@@ -18,6 +18,7 @@ class Models(NamedTuple):
     policy: Source
     critic: Source | None  # its own checkpoint
     rewards: dict[str, Source]  # those that are models, by the reward's name
+    judges: dict[str, Source]  # those of JUDGE, which held-out rows are for
     unmade: tuple[str, ...]  # stages whose runs have not ended
 
 
@@ -25,8 +26,9 @@ def open_models(experiment: Experiment, config: Config) -> Models:
     """Raises ConfigError where training would, but for a stage of the experiment's own that is
     still to be run."""
     path, critic_path = config.model.path, config.model.critic_path
-    parts = [part for part in parse_rewards(experiment.reward) if part.learned is not None]
-    named = [path, critic_path, *(part.learned.path for part in parts if part.learned)]
+    rewards = _learned(parse_rewards(experiment.reward))
+    judges = _learned(judge_parts(experiment.judge) if config.run.eval_every is not None else [])
+    named = [path, critic_path, *(reward.path for reward in (*rewards, *judges))]
     unmade = [name for name in named if name and _is_unmade(name, config, experiment)]
     if path is None or not path.startswith("@"):
         policy = open_policy(config)
@@ -36,12 +38,10 @@ def open_models(experiment: Experiment, config: Config) -> Models:
     if critic_path is not None:
         critic = open_foreseen(critic_path, config, experiment)
         check_critic(config, critic, policy)
-    rewards = {
-        part.name: _open_reward(part.learned._replace(name=part.name), config, policy, experiment)
-        for part in parts
-        if part.learned is not None
+    opened = lambda learned: {
+        reward.name: _open_reward(reward, config, policy, experiment) for reward in learned
     }
-    return Models(policy, critic, rewards, tuple(dict.fromkeys(unmade)))
+    return Models(policy, critic, opened(rewards), opened(judges), tuple(dict.fromkeys(unmade)))
 
 
 def open_foreseen(path: str, config: Config, experiment: Experiment) -> Source:
@@ -61,6 +61,10 @@ def open_foreseen(path: str, config: Config, experiment: Experiment) -> Source:
     if model.lora.rank is None:
         return source
     return source._replace(adapters=Adapters(model.lora, source))
+
+
+def _learned(parts: list[Part]) -> list[LearnedReward]:
+    return [part.learned._replace(name=part.name) for part in parts if part.learned is not None]
 
 
 def _open_reward(

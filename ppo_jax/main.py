@@ -221,8 +221,8 @@ def _bench(words: list[str]) -> None:
         names = workloads_here()
     asked = []
     for name in names:
-        experiment = load_experiment(name, WORKLOADS)
-        config = parse_config(f"bench {name}", rest, experiment)
+        experiment, changes = with_cells(load_experiment(name, WORKLOADS), rest)
+        config = parse_config(f"bench {name}", changes, experiment)
         check_workload(config, experiment)
         asked.append((experiment, config))
     from ppo_jax.bench import bench

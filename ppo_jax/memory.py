@@ -53,7 +53,8 @@ def memory_of(config: Config, case: Case) -> Memory:
     by, away = shares(config, case), RESTING[config.parallel.offload]
     reference = tree_bytes((state.ref, frozen["ref"]), by)
     moments = tree_bytes(state.opt_state, by)
-    rewards = [abstract_reward_model(config, reward) for reward in case.reward_models]
+    learned = (*case.reward_models, *case.judges)
+    rewards = [abstract_reward_model(config, one) for one in learned]
     moved_ref, moved_moments = reference * ("ref" in away), moments * ("opt_state" in away)
     always = dict.fromkeys(CATEGORIES, 0.0) | {
         "params": tree_bytes((state.params, state.ref, frozen, rewards), by) - moved_ref,
@@ -63,7 +64,7 @@ def memory_of(config: Config, case: Case) -> Memory:
     extra = {
         "rollout": _rollout(config, case, state, frozen),
         "score": _score(config, case, moved_ref),
-        **({"reward": _reward(config, case)} if case.reward_models else {}),
+        **({"reward": _reward(config, case, learned)} if learned else {}),
         "head": _head(config, case, state),
         "layers": _layers(config, case, state),
         # All gradients: new parameters and moments are written over the old ones (`update`).
@@ -181,14 +182,14 @@ def _score(config: Config, case: Case, reference: float) -> dict[str, float]:
     }
 
 
-def _reward(config: Config, case: Case) -> dict[str, float]:
-    """The passes of the rewards that are models, one after the other: the largest."""
+def _reward(config: Config, case: Case, learned: tuple[RewardModel, ...]) -> dict[str, float]:
+    """The passes of the rewards and judges that are models, one after the other: the largest."""
     passes = [
         {
             "params": read_bytes(config, case, reward),
             "activations": forward_bytes(_reading(config, case, reward)),
         }
-        for reward in case.reward_models
+        for reward in learned
     ]
     return max(passes, key=lambda parts: sum(parts.values()))
 

@@ -45,6 +45,7 @@ class Case(NamedTuple):
     devices: int  # of the whole mesh
     platform: str  # cpu, gpu or tpu
     reward_models: tuple[RewardModel, ...] = ()  # rewards that are models
+    judges: tuple[RewardModel, ...] = ()  # which are read between iterations, on held-out rows
 
 
 class Shares(NamedTuple):

@@ -20,6 +20,11 @@ class ModelFolder(NamedTuple):
     from_hub: bool = False
 
 
+def is_model_name(name: str) -> bool:
+    """Whether the name of a model that is no path may lead to one: known, or formed as a hub id."""
+    return name in KNOWN_MODELS or hub.is_hub_id(name.partition("@")[0])
+
+
 def resolve_model(name_or_path: str | Path) -> ModelFolder:
     """The folder of a known name, of a path or of a hub id (`org/name`, `org/name@revision`).
 

@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,10 @@ def begin(
     check_devices(config, _device_count(), processes.count())
     opened = kind.open(_as_begun(config, experiment.name), experiment)
     config = opened.config
+    for key, count in config.warmups.items():
+        if count < (asked := attrgetter(key)(config)):
+            room = f"run.iterations={config.run.iterations} has no more before its last"
+            console.warn(f"{key}={asked}: cut to {count}, {room}")
     facts = _facts(opened, experiment) | {"kind": kind.command} | more
     check_alike(facts)
     check_own_rows(config.parallel, opened.parts, jax.devices())

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from ppo_jax.config import OptimOptions
+from ppo_jax.config import Config, OptimOptions
 from ppo_jax.types import PyTree
 
 
@@ -46,25 +46,24 @@ def scale_by_adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def learning_rate_factor(
-    optim: OptimOptions, step: Int[Array, ""] | int, iterations: int
-) -> Float[Array, ""]:
-    """What the learning rate is multiplied by in iteration `step` of `iterations`.
+def learning_rate_factor(config: Config, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """What the learning rate is multiplied by in iteration `step` of `run.iterations`.
 
     Warm-up is linear, 1/warmup in iteration 0 and 1 in its last; from there the schedule falls and
     would reach `final_ratio` in the iteration after the last, so with 0 no iteration is lost.
     """
     step = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((step - optim.warmup) / max(iterations - optim.warmup, 1), 0.0, 1.0)
+    optim, warmup = config.optim, config.warmups["optim.warmup"]
+    progress = jnp.clip((step - warmup) / (config.run.iterations - warmup), 0.0, 1.0)
     fall = {
         "constant": jnp.zeros_like(progress),
         "linear": progress,
         "cosine": 0.5 * (1.0 - jnp.cos(jnp.pi * progress)),
     }[optim.schedule]
     factor = 1.0 - (1.0 - optim.final_ratio) * fall
-    if optim.warmup == 0:
+    if warmup == 0:
         return factor
-    return jnp.where(step < optim.warmup, (step + 1.0) / optim.warmup, factor)
+    return jnp.where(step < warmup, (step + 1.0) / warmup, factor)
 
 
 def clip_by_global_norm(

@@ -57,6 +57,7 @@ def plan(experiment: Experiment, config: Config, options: PlanArgs) -> Plan:
         memory,
         advice,
         {name: source.config for name, source in planned.rewards.items()},
+        {name: source.config for name, source in planned.judges.items()},
         planned.unmade,
     )
 

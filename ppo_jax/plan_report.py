@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     memory: Memory  # of one device
     advice: list[Change]  # empty where it fits
     rewards: dict[str, ModelConfig] = {}  # that are models, by name
+    judges: dict[str, ModelConfig] = {}  # and those of JUDGE
     unmade: tuple[str, ...] = ()  # stages to run first
 
     @property
@@ -96,6 +97,7 @@ def _facts(made: Plan, console: Console) -> Table:
         f"tokens, responses of {lengths.response_B.mean():.1f} (both means)",
     }
     facts |= {f"reward {name}": _shape(model) for name, model in made.rewards.items()}
+    facts |= {name.replace(".", " ", 1): _shape(model) for name, model in made.judges.items()}
     if made.unmade:
         facts["not made yet"] = f"{', '.join(made.unmade)}: by the shape that it will have"
     for name, fact in facts.items():

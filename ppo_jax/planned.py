@@ -26,6 +26,7 @@ class Planned(NamedTuple):
     dataset: data.Dataset
     case: Case
     rewards: dict[str, Source] = {}  # that are models, in the order of `case.reward_models`
+    judges: dict[str, Source] = {}  # and those of JUDGE, in that of `case.judges`
     unmade: tuple[str, ...] = ()  # stages to run first, planned by the shapes they will have
 
 
@@ -51,13 +52,17 @@ def open_planned(experiment: Experiment, config: Config, platform: str, devices:
     dataset = dataset_of(workload_of(experiment), config, source, texts)
     width = data.prompt_width(dataset)
     check_model(config, source.config, width)
-    rewards = tuple(
-        _settle_reward(asked, config, reward.config, platform) for reward in models.rewards.values()
+    rewards, judges = (
+        tuple(_settle_reward(asked, config, one.config, platform) for one in learned.values())
+        for learned in (models.rewards, models.judges)
     )
-    for model in filter(None, (source.config, critic, *(reward.model for reward in rewards))):
+    learned = [one.model for one in (*rewards, *judges)]
+    for model in filter(None, (source.config, critic, *learned)):
         check_shared(config, model, devices)
-    case = Case(source.config, critic, width, devices, platform, rewards)
-    return Planned(config, source, critic, dataset, case, models.rewards, models.unmade)
+    case = Case(source.config, critic, width, devices, platform, rewards, judges)
+    return Planned(
+        config, source, critic, dataset, case, models.rewards, models.judges, models.unmade
+    )
 
 
 def _settle_reward(

@@ -6,7 +6,6 @@ their scores are to differ, or `response` and `score`. A response is a string, o
 message of the assistant. Every fault is a DataError that reads `file:line: reason`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +17,11 @@ from ppo_jax.data_rows import warn_left_out
 from ppo_jax.errors import DataError
 from ppo_jax.jsonl import json_type, shown
 from ppo_jax.responses import as_rollout, text_of
+from ppo_jax.returned import MAX_FLOAT32
 from ppo_jax.tokenizer import check_vocabulary
 from ppo_jax.types import Array, Rollout
 
 PAIR, SCORED = ("chosen", "rejected"), ("response",)
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Rated(NamedTuple):
@@ -167,8 +166,8 @@ def _target(dataset: Dataset, names: tuple[str, ...], row: int, where: str) -> f
     value = dataset.columns[name][row] if name in dataset.columns else 0.0
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: {name} is {json_type(value)}; expected a number")
-    if not math.isfinite(value) or abs(value) > MAX_FLOAT32:
-        raise DataError(f"{where}: {name} {value:.6g} is beyond the range of float32")
+    if abs(value) > MAX_FLOAT32:  # finite, by the parser; an int may be too large for any float
+        raise DataError(f"{where}: {name} {shown(str(value))} is beyond the range of float32")
     if name == "margin" and value < 0:
         raise DataError(f"{where}: margin {value:.6g} is below 0: is the rejected one better?")
     return float(value)

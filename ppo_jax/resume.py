@@ -144,7 +144,7 @@ def compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     checkpoint's config is none."""
     old, new = (from_dict(Config, facts.get("config"), where="config") for facts in (then, now))
     free = set(FREE)
-    if old.optim.schedule == new.optim.schedule == "constant":
+    if old.optim.schedule == new.optim.schedule == "constant" and old.warmups == new.warmups:
         free.add("run.iterations")
     for fact, keys in PATHS.items():  # other names of the same files
         if then.get(fact) is not None and then[fact] == now[fact]:

@@ -43,8 +43,12 @@ BACKENDS = {
     "gpu": "jax-cuda jax-rocm nvidia-cublas nvidia-cuda-nvcc nvidia-cudnn nvidia-nccl".split(),
     "tpu": ["libtpu"],
 }
-# Flags of XLA that alter nothing that is computed; the devices are counted.
-IDLE = ("--xla_dump_", "--xla_force_host_platform_device_count")
+# Flags of XLA that alter nothing that is computed, by how they begin; the devices are counted.
+IDLE = (
+    "--xla_dump_",
+    "--xla_force_host_platform_device_count",
+    "--xla_cpu_collective_call_",  # how long it waits
+)
 
 
 def run_facts(

@@ -25,6 +25,7 @@ class Stages(NamedTuple):
 
     experiment: str  # its name
     cells: Mapping[str, str] = MappingProxyType({})  # of `@sft`, ...; those of STAGES for the rest
+    given: str | None = None  # what a command names it by, a path perhaps; None: its name
 
 
 def own_cell(run: RunOptions, name: str) -> str:
@@ -62,7 +63,8 @@ def resolve(path: str | None, config: Config, stages: Stages) -> str | None:
 
 def _command(name: str, config: Config, stages: Stages) -> str:
     """What makes the run that the stage's name means."""
-    words = ["ppo-jax", name[1:], stages.experiment, "--run.seed", str(config.run.seed)]
+    experiment = stages.given or stages.experiment
+    words = ["ppo-jax", name[1:], experiment, "--run.seed", str(config.run.seed)]
     cell = _cell(name, config, stages)
     words += ["--run.cell", cell] if cell != (STAGES[name] or RunOptions().cell) else []
     words += ["--run.dir", config.run.dir] if config.run.dir != RunOptions().dir else []

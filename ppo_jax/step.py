@@ -152,7 +152,7 @@ def learn(
             rows,
             step_keys(state)[1],
             kl_coef=state.kl_coef,
-            freeze_policy=state.step < config.ppo.critic_warmup,
+            freeze_policy=state.step < config.warmups["ppo.critic_warmup"],
             constrain=lambda split: constrain_rows(setup.mesh, split, axis=1),
             sum_parts=sum_by_tokens(setup, rollout),
         )
@@ -241,7 +241,7 @@ def estimate_advantages(
 def optimisers(config: Config, hparams: HParams, step: Array) -> Optimisers:
     """Both groups' Adam and this iteration's learning rates."""
     transform = make_optimizer(config.optim)
-    factor = learning_rate_factor(config.optim, step, config.run.iterations)
+    factor = learning_rate_factor(config, step)
     critic_rate = hparams.critic_learning_rate
     if critic_rate is None:
         critic_rate = hparams.learning_rate

@@ -70,8 +70,7 @@ def iteration_metrics(
         "rollout/tokens_total": state.tokens + rollout.mask_BT.sum(),
         **_logprob_gap(config, hparams, rollout, scored, stats),
         "val/num_eos_tokens": rollout.ended_B.sum().astype(jnp.float32),
-        "lr": hparams.learning_rate
-        * learning_rate_factor(config.optim, state.step, config.run.iterations),
+        "lr": hparams.learning_rate * learning_rate_factor(config, state.step),
         "update/nonfinite_in_row": nonfinite.astype(jnp.float32),
         "episode": (state.step + 1.0) * config.rollout.batch_size,
     }

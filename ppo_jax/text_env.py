@@ -9,7 +9,7 @@ with a model of this project.
 
 import functools
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,10 @@ from ppo_jax.columns import check_texts, numeric_column, text_column
 from ppo_jax.config import DataOptions
 from ppo_jax.errors import ConfigError
 from ppo_jax.responses import as_rollout
+from ppo_jax.returned import as_code
 from ppo_jax.reward import Scores, combine_scores
 from ppo_jax.rewards.base import check_columns, parse_rewards, text_columns
+from ppo_jax.rewards.checks import nearest_whole, whole_argument
 from ppo_jax.rewards.host import SEEDS, Rows, call
 from ppo_jax.text import install_hint, visible
 from ppo_jax.tokenizer import character_tokenizer, decode, encode_prompt
@@ -36,7 +38,7 @@ except ImportError:
     raise ConfigError(f"ppo_jax.text_env: needs gymnasium: {hint}") from None
 
 NOTHING = -1  # in an observation, where no token stands
-ANY_LENGTH = 2**30  # prompts are held against the observation's width instead
+ANY_LENGTH = 2**30  # at most; prompts are held against the observation's width instead
 OPTIONS = "options of reset"  # in the place of file:line
 
 
@@ -88,19 +90,15 @@ class PPOTextEnv(gymnasium.Env):
         eos_token_ids: Sequence[int] | None = None,
         render_mode: str | None = None,
     ):
-        if max_steps < 1 or max_prompt_tokens < 0:
-            raise ConfigError(
-                f"max_steps={max_steps}, max_prompt_tokens={max_prompt_tokens}: must be at least 1 "
-                "and 0"
-            )
+        max_steps = whole_argument("max_steps", max_steps, 1, ANY_LENGTH)
+        max_prompt_tokens = whole_argument("max_prompt_tokens", max_prompt_tokens, 0, ANY_LENGTH)
         if render_mode not in (None, "ansi"):
             raise ConfigError(f"render_mode={render_mode}: nearest valid: ansi")
         self.render_mode, self.max_steps, self.stop = render_mode, max_steps, stop
         self.tokenizer, self.vocab_size = _tokens(tokenizer, vocab_size)
         self.by_character = tokenizer is None
-        own = self.tokenizer.eos_token_id
-        eos = eos_token_ids if eos_token_ids is not None else [] if own is None else [own]
-        self.eos_token_ids = frozenset(eos)
+        own = frozenset({self.tokenizer.eos_token_id} - {None})
+        self.eos_token_ids = own if eos_token_ids is None else _ids(eos_token_ids, self.vocab_size)
         self.parts = [] if reward is None else parse_rewards(reward)
         self._check_rewards()
         self.dataset = None if prompts is None else self._read(prompts)
@@ -270,17 +268,22 @@ def _tokens(tokenizer: Any, vocab_size: int | None) -> tuple[Any, int]:
     """(tokenizer, how many ids there are)"""
     if tokenizer is not None:
         size = len(tokenizer) if vocab_size is None else vocab_size
-        if size < 1:
-            raise ConfigError(f"vocab_size={size}: must be at least 1")
-        return tokenizer, size
+        return tokenizer, whole_argument("vocab_size", size, 1, ANY_LENGTH)
     most = len(string.printable)
-    size = most if vocab_size is None else vocab_size
-    if not 1 <= size <= most:
-        raise ConfigError(
-            f"vocab_size={size}: there are {most} characters; nearest valid: "
-            f"{min(max(size, 1), most)}, or another tokenizer"
-        )
+    size = most if vocab_size is None else whole_argument("vocab_size", vocab_size, 1, ANY_LENGTH)
+    if size > most:
+        why = f"there are {most} characters; nearest valid: {most}, or another tokenizer"
+        raise ConfigError(f"vocab_size={size}: {why}")
     return character_tokenizer(string.printable[:size]), size
+
+
+def _ids(ids: Any, vocab_size: int) -> frozenset[int]:
+    if not isinstance(ids, Iterable) or isinstance(ids, str | bytes):
+        near = nearest_whole(ids, 0, vocab_size - 1)
+        raise ConfigError(
+            f"eos_token_ids={as_code(ids)}: must be a list of ids; nearest valid: [{near}]"
+        )
+    return frozenset(whole_argument("eos_token_ids", i, 0, vocab_size - 1) for i in ids)
 
 
 gymnasium.register("ppo_jax/Text-v0", entry_point="ppo_jax.text_env:PPOTextEnv")

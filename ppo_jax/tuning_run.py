@@ -8,11 +8,13 @@ import numpy as np
 from ppo_jax.compiled import KEEP, Built, program
 from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError
+from ppo_jax.evaluation import EVAL
 from ppo_jax.prepare import Run
 from ppo_jax.programs import Finished, Stepper
 from ppo_jax.sharding import put_batch, replicated
 from ppo_jax.tuning import Objective, tuning_step, tuning_sums
 from ppo_jax.types import PyTree, TrainState
+from ppo_jax.validate import lowest_is_best
 
 # What a step on given rows has no use for, and would be silently without: key -> what it must be.
 UNUSED = {
@@ -26,6 +28,8 @@ UNUSED = {
     "ppo.bootstrap_truncated": False,
     "model.critic": "shared",
 }
+# Metrics of steps and of held-out rows of which the lowest is the best.
+LOSSES = {"loss", "perplexity", "error", "brier", "ece"}
 
 
 def check_tuned(config: Config, command: str) -> None:
@@ -35,6 +39,9 @@ def check_tuned(config: Config, command: str) -> None:
         value = getattr(getattr(config, section), name)
         if value != valid:
             raise ConfigError(f"{key}={value}: not for ppo-jax {command}; nearest valid: {valid}")
+    asked = config.run.keep_best
+    if asked is not None and asked.removeprefix(EVAL) in LOSSES:
+        raise ConfigError(f"run.keep_best={asked}: {lowest_is_best(asked)}")
     if config.run.eval_every is not None and config.data.eval_path is None:
         raise ConfigError(
             f"run.eval_every={config.run.eval_every}: needs data.eval_path, held-out rows; "

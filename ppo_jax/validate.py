@@ -55,6 +55,11 @@ def check_model(config: Config, model: ModelConfig, prompt_width: int) -> None:
     _raise_first(config, _model(config, model, prompt_width))
 
 
+def lowest_is_best(metric: str) -> str:
+    """What is wrong where run.keep_best names a metric without the minus that it needs."""
+    return f"the lowest is its best; nearest valid: -{metric} (--run.keep_best=-{metric})"
+
+
 def _raise_first(config: Config, mistakes: Mistakes) -> None:
     for key, valid in mistakes:
         value = functools.reduce(getattr, key.split("."), config)
@@ -217,15 +222,18 @@ def _reward(config: Config) -> Mistakes:
 
 
 def _run(config: Config) -> Mistakes:
-    run, last = config.run, config.run.iterations - 1
+    run = config.run
     texts = {"model.path": config.model.path, "data.path": config.data.path, "run.dir": run.dir}
     for key, text in (texts | {"data.eval_path": config.data.eval_path}).items():
         if text == "":
             yield key, "must not be empty"
     if run.eval_every is not None and config.data.eval_path is None:
         yield "run.eval_every", "needs held-out rows in data.eval_path; nearest valid: None"
-    if run.eval_every is None and (run.keep_best or "").removeprefix("-").startswith("eval/"):
+    best = run.keep_best or ""
+    if run.eval_every is None and best.removeprefix("-").startswith("eval/"):
         yield "run.keep_best", "needs run.eval_every; nearest valid: objective/scores, or None"
+    if best.startswith("loss/"):
+        yield "run.keep_best", lowest_is_best(best)
     if run.tensorboard and "://" in run.dir:
         yield "run.tensorboard", f"writes no files to run.dir={run.dir}; nearest valid: False"
     if run.tensorboard and importlib.util.find_spec("tensorboardX") is None:
@@ -235,9 +243,3 @@ def _run(config: Config) -> Mistakes:
         )
     if run.cell in ("", ".", "..") or "/" in run.cell:
         yield "run.cell", "must be the name of one folder; nearest valid: base"
-    for key, warmup in (
-        ("optim.warmup", config.optim.warmup),
-        ("ppo.critic_warmup", config.ppo.critic_warmup),
-    ):
-        if warmup > last and warmup > 0:
-            yield key, f"must end before run.iterations={run.iterations}; nearest valid: {last}"

@@ -5,11 +5,14 @@ What is alike in all runs, by value, is in the program once. The rest has a lead
 which are dealt to the devices of a mesh of their own: a run is on one device, and speaks to no
 other. Under `vmap` a branch is computed for all runs and a loop goes on for all, so these have no
 queue of rows and no parts by tokens, and the decode loop ends when the last row of all runs has.
+
+A processor that one run fills would gain nothing by several at a time, and its matrix products of
+several are slower: there the program takes one run after the other, each computed as it is alone.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -31,7 +34,7 @@ from ppo_jax.programs import Finished, Stepper
 from ppo_jax.rewards.base import Part
 from ppo_jax.run_folder import RunFolder
 from ppo_jax.setup import Setup
-from ppo_jax.sharding import RUNS, make_runs_mesh
+from ppo_jax.sharding import RUNS, make_mesh, make_runs_mesh
 from ppo_jax.step import train_step
 from ppo_jax.types import Prompts, PyTree, TrainState
 
@@ -73,7 +76,7 @@ def shape_of(config: Config) -> Any:
 def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> Together:
     """The prepared runs as one; `opened` is the first of them. Their own arrays are given up."""
     runs = [run for run, _, _ in prepared]
-    mesh = make_runs_mesh(len(runs))
+    mesh = make_mesh(opened.config.parallel) if one_fills_all() else make_runs_mesh(len(runs))
     axes = jax.tree.map(_axis, *(frozen for _, _, frozen in prepared), is_leaf=lambda x: x is None)
     states = _stacked(mesh, [state for _, state, _ in prepared])
     whole = NamedSharding(mesh, P())
@@ -86,6 +89,13 @@ def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> 
     hparams = _stacked(mesh, [run.hparams for run in runs])
     setups = _setup(opened, mesh), _setup(opened, mesh, opened.judge)
     return Together(runs, *setups, hparams, states, frozen, axes)
+
+
+def one_fills_all() -> bool:
+    """Whether one run is taken to keep all there is busy: on the cores of a machine without an
+    accelerator, of which two were measured."""
+    (first, *others) = jax.devices()
+    return first.platform == "cpu" and not others
 
 
 def _axis(*leaves: Any) -> int | None:
@@ -101,16 +111,44 @@ def _stacked(mesh: Mesh, trees: Sequence[PyTree]) -> PyTree:
 
 
 def _stack(mesh: Mesh, leaves: Sequence[Any]) -> jax.Array:
-    return jax.device_put(jnp.stack(leaves), NamedSharding(mesh, P(RUNS)))
+    return jax.device_put(jnp.stack(leaves), _split(mesh))
+
+
+def _split(mesh: Mesh) -> NamedSharding:
+    """Of arrays [N, ...]."""
+    return NamedSharding(mesh, P(RUNS) if RUNS in mesh.axis_names else P())
 
 
 def _setup(opened: Opened, mesh: Mesh, judge: Sequence[Part] = ()) -> Setup:
-    options = {"rollout.slots": None, "ppo.token_sizes": None}
-    opened = opened._replace(config=replace(opened.config, **options))
+    together = RUNS in mesh.axis_names
+    if together:
+        options = {"rollout.slots": None, "ppo.token_sizes": None}
+        opened = opened._replace(config=replace(opened.config, **options))
     decoder = critic = make_decoder(opened.source.config, opened.config.model, mesh)
     if opened.critic is not None:
         critic = make_decoder(opened.critic.config, opened.config.model, mesh)
-    return make_setup(opened, mesh, decoder, critic, judge)._replace(together=True)
+    return make_setup(opened, mesh, decoder, critic, judge)._replace(together=together)
+
+
+def over_runs(setup: Setup, function: Callable, in_axes: tuple) -> Callable:
+    """`jax.vmap(function, in_axes)` by name of the axis; or the same run after run, for which the
+    arrays of all runs are there twice: as they were, and as they become."""
+    if setup.together:
+        return jax.vmap(function, in_axes=in_axes, axis_name=RUNS, spmd_axis_name=RUNS)
+    is_none = lambda x: x is None
+
+    def one_by_one(*arguments):
+        axes = jax.tree.broadcast(in_axes, arguments, is_leaf=is_none)
+        pick = lambda own: jax.tree.map(
+            lambda axis, x: x if (axis == 0) is own else None, axes, arguments, is_leaf=is_none
+        )
+        alike = pick(False)
+        given = lambda run: jax.tree.map(
+            lambda own, x: x if own is None else own, run, alike, is_leaf=is_none
+        )
+        return jax.lax.map(lambda run: function(*given(run)), pick(True))
+
+    return one_by_one
 
 
 def run_of(tree: PyTree, index: int) -> PyTree:
@@ -121,13 +159,8 @@ def run_of(tree: PyTree, index: int) -> PyTree:
 def make_stepper(together: Together) -> Stepper:
     """`dispatch` of one iteration of all runs; its Finished has their arrays [N, ...]."""
     built, setup = Built({}, {}), together.setup
-    step = jax.vmap(
-        functools.partial(train_step, setup),
-        in_axes=(0, together.axes, 0, 0),
-        axis_name=RUNS,
-        spmd_axis_name=RUNS,
-    )
-    split, whole = NamedSharding(setup.mesh, P(RUNS)), NamedSharding(setup.mesh, P())
+    step = over_runs(setup, functools.partial(train_step, setup), (0, together.axes, 0, 0))
+    split, whole = _split(setup.mesh), NamedSharding(setup.mesh, P())
     step_program = program(built, "train_step", step, (KEEP, whole, split, split), donate=True)
 
     def dispatch(states, frozen, number: int, prompts: Prompts):
@@ -165,8 +198,8 @@ def _make_answers(together: Together):
     """`answer(states, frozen)`: the answers to the held-out prompts, of each run."""
     setup, held = together.judging, [run.held for run in together.runs]
     axes = (0, 0 if together.states.ref is not None else None, together.axes, 0, None, 0)
-    examine = jax.vmap(examination(setup), in_axes=axes, axis_name=RUNS, spmd_axis_name=RUNS)
-    split, whole = NamedSharding(setup.mesh, P(RUNS)), NamedSharding(setup.mesh, P())
+    examine = over_runs(setup, examination(setup), axes)
+    split, whole = _split(setup.mesh), NamedSharding(setup.mesh, P())
     ask = program(Built({}, {}), "examination", examine, split)
     keys = _stack(setup.mesh, [question_key(run.config.run.seed) for run in together.runs])
 

@@ -55,11 +55,18 @@ def train_together(
     """
     preemption.grace = configs[0].run.grace
     failed: dict[str, NumericalError] = {}
+    at_once = not vmapped.one_fills_all()  # one by one, each is computed as it is alone
     with ExitStack() as stack:
         started = defaultdict(list)
         begun = [
             begin(
-                stack, vmapped.config_of(config), experiment, args, preemption, PPO, together=True
+                stack,
+                vmapped.config_of(config),
+                experiment,
+                args,
+                preemption,
+                PPO,
+                together=at_once,
             )
             for config in configs
         ]

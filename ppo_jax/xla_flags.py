@@ -11,6 +11,9 @@ FLAGS = {
     "cpu": {
         # Schedules for concurrency hold more arrays at a time, and two cores gain nothing by them.
         "xla_cpu_enable_concurrency_optimized_scheduler": "false",
+        # Devices that share cores wait for each other while other work has the cores: XLA ends the
+        # process after 40 s of it.
+        "xla_cpu_collective_call_terminate_timeout_seconds": "300",
     },
     "gpu": {
         # Products that share an operand are not joined: at every token of the decode loop XLA would

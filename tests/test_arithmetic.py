@@ -240,8 +240,9 @@ FREE_TEXT = {
     5: "8-5 | f(1)-5 | 8 - 5 | so--5 | x_1-5 | 8%-5 | {8}-5",  # dashes and operations
     Fraction(-1, 2): "-.5 | -0.50 | **-.5**",
     Fraction(2469135, 2): "1,234,567.50 | $1,234,567.50! | 1234567.5",
-    567: "1,23,567 | 1234,567 | 1,2345,567 | 1,234, 567",  # no thousands
-    3: "3 x2 | 3 step_7 | 3 H2O | 3 1e5 | 3 1e-5 | 3 2.5E+7x | 3 0x10 | 3 1_000 | 3 5x10",
+    567: "1,23,567 | 1234,567 | 1,234, 567 | 1\u200923\u2009567 | 1234\u2009567 | 1 567",
+    3: "3 x2 | 3 step_7 | 3 H2O | 3 1e5 | 3 1e-5 | 3 2.5E+7x | 3 0x10 | 3 1_000 | 3 5x10 | 3 2pi",
+    1000: "1\u2009000 | $1\u202f000.00 | 1000 2^9 | 1000 10² | 1000 x^{n+1} | 1000 2i | 1000 2e",
     4: "4 1.2.3 | 4 10.0.0.1 | 4 ٣ | 4 ３ | 4 \ud800 | 4 \0 | 4 - | 4 $ | 4 .",
     None: " | none | x2 | - | $ | . | , | 1e5 | 1.2.3 | ٣ | \ud800",
 }
@@ -267,8 +268,8 @@ def test_a_last_number_out_of_bounds_hides_those_before_it():
 def test_last_number_reads_what_python_writes(before, number, places):
     value = Fraction(number, 10**places)
     for text in (f"{number:,}", f"{number}", f"${number}"):
-        assert last_number(f"{before} {text}") == number
-    assert last_number(f"{before} {'-' * (value < 0)}{written((abs(number), places))}.") == value
+        assert last_number(f"{before}: {text}") == number
+    assert last_number(f"{before}: {'-' * (value < 0)}{written((abs(number), places))}.") == value
 
 
 def test_last_number_reads_the_end_of_a_long_text():

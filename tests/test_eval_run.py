@@ -244,6 +244,10 @@ def test_greedy_on_the_prompts_of_the_run(files, tmp_path, capsys):
         (["--model", "@sft"], "@sft: no run"),
         (["--model", "@tain"], "nearest valid: @train"),
         (["--model", "@reference"], "--out: @reference is no run folder"),
+        (["--model", "/nope"], "--model /nope: does not exist; expected a run folder, or"),
+        (["--model", "runs/nope/base@3"], "--model runs/nope/base@3: does not exist"),
+        (["--model", "org/name@main"], "--out: org/name@main is no run folder, so"),
+        (["--model", "smollm2-135m"], "--out: smollm2-135m is no run folder, so"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(files, flags, says, capsys):

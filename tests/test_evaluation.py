@@ -220,6 +220,10 @@ def test_what_is_kept_as_best_may_be_lacking_at_first(files):
         ({"data.eval_path": None}, "run.eval_every=2: needs held-out rows in data.eval_path"),
         ({"run.eval_every": None}, "run.keep_best=eval/scores: needs run.eval_every"),
         ({"data.eval_path": ""}, "data.eval_path=: must not be empty"),
+        (
+            {"run.keep_best": "loss/value_avg"},
+            "run.keep_best=loss/value_avg: the lowest is its best; nearest valid: -loss/value_avg ",
+        ),
     ],
 )
 def test_options_that_do_not_go_together(files, changes, says):

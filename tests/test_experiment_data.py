@@ -187,6 +187,29 @@ def test_every_number_is_hidden_as_often_in_the_games_held_out(generator):
     assert games.total() >= 200 and games == dict.fromkeys(range(1, 10), games[1])
 
 
+def test_the_readme_has_every_folder_with_its_sizes():
+    text = (DATA / "README.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \|.*?([^|]*)\|$", text, re.MULTILINE)
+    for task, sizes in table:
+        there = [DATA / task / f"{split}.jsonl" for split in SPLITS]
+        counts = [len(rows(task, file.stem)) if file.is_file() else "-" for file in there]
+        assert sizes.strip() == " / ".join(map(str, counts)), task
+    assert {task for task, _ in table} == {file.parent.name for file in DATA.glob("*/*.jsonl")}
+
+
+def test_no_prompt_held_out_stands_elsewhere_but_where_the_readme_says():
+    alike = set()
+    for folder in {file.parent for file in DATA.glob("*/*.jsonl")}:
+        asked = Counter()
+        for file in folder.glob("*.jsonl"):
+            prompts = {str(row["prompt"]) for row in rows(folder.name, file.stem)}
+            asked.update(dict.fromkeys(prompts, 100 if "eval" in file.stem else 1))
+        alike |= {folder.name for count in asked.values() if count > 100}
+    assert alike == {"maze", "guess"}
+    text = " ".join((DATA / "README.md").read_text().split())
+    assert "stands in another file, but in `maze` and `guess`, where all prompts are alike" in text
+
+
 @pytest.mark.parametrize(
     "name, experiment", [("openings", "sentiment"), ("tiny", "textgen_period")]
 )

@@ -29,8 +29,6 @@ def small(config: Config, rows: int) -> list[str]:
         "rollout.batch_size": least * -(-rows // least),
         "data.eval_rows": 4,
         "parallel.data": 1,
-        "optim.warmup": 0,
-        "ppo.critic_warmup": 0,
         "ppo.token_sizes": None,
         "run.iterations": 2,
         "run.checkpoint_every": 2,

@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import pytest
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from ppo_jax.config import replace
 from ppo_jax.cost import seen_pairs, trunk_flops
 from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment, load_experiment
+from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
 from ppo_jax.plan import as_json, plan
 from ppo_jax.plan_report import show_plan
@@ -39,6 +41,7 @@ def staged(tmp_path, **changes) -> Experiment:
     )
     return TINY._replace(
         name="staged",
+        given=None,
         base=base,
         reward=learned_reward(),
         sft=sft,
@@ -65,6 +68,21 @@ def test_stages_that_are_still_to_be_run_are_planned_by_their_shapes(tmp_path):
     whole_B = made.lengths.prompt_B + made.lengths.response_B  # the last token is read as well
     flops = trunk_flops(SFT_SHAPE, float(whole_B.sum()), seen_pairs(SFT_SHAPE, whole_B))
     assert made.phases["reward"].work.flops == pytest.approx(flops)
+
+
+def test_a_judge_that_is_a_model_is_held_beside_the_policy(tmp_path):
+    """In the memory of a run that looks at held-out rows, and in no phase's work."""
+    judged = {"data.eval_path": "rows.jsonl", "run.eval_every": 5}
+    experiment = staged(tmp_path, **judged)._replace(judge=learned_reward(), reward=TINY.reward)
+    made = plan(experiment, experiment.base, H200)
+    unheld = plan(experiment, replace(experiment.base, **{"run.eval_every": None}), H200)
+    # In bfloat16, as a reward's.
+    weights = 2 * sum(x.size for x in jax.tree.leaves(load_trunk(open_source(None, SFT_SHAPE))))
+    for name, parts in unheld.memory.phases.items():
+        more = made.memory.phases[name]["params"] - parts["params"]
+        assert more == pytest.approx(weights, rel=0.01), name
+    assert list(made.judges) == ["judge.reward_model"] and not unheld.judges
+    assert made.phases == unheld.phases
 
 
 def test_a_stage_of_adapters_hands_on_what_it_adapts(tmp_path):

@@ -2,6 +2,7 @@
 
 import threading
 import types
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -20,7 +21,15 @@ from ppo_jax.config import (
     RunOptions,
     replace,
 )
-from ppo_jax.envs.host import HostEnv, caller, check_host_environment, gymnasium_env
+from ppo_jax.envs.host import (
+    HostEnv,
+    caller,
+    check_answer,
+    check_host_environment,
+    check_measures,
+    check_text,
+    gymnasium_env,
+)
 from ppo_jax.errors import ConfigError, RewardError
 from ppo_jax.prepare import open_run_of, prepare, read_dataset
 from ppo_jax.programs import make_stepper
@@ -163,7 +172,7 @@ FAULTS = {
     "step": r"teller: step raised on row 1 \(prompt '.*'\): ZeroDivisionError: of a tool$",
     "hang": "teller: step took more than 3 s on row 0",
     "tuple": r"step returned .* of type tuple on row 0 .*; expected a tuple \(text, reward, done",
-    "nan": "step returned nan of type float on row 0 .*; expected reward as a finite number",
+    "nan": "step returned 'nan' of type float on row 0 .*; expected reward as a finite number",
     "names": r"measures returned \['other', 'turns'\], before \['heard', 'turns'\]; expected",
     "measures": "measures returned .*'other'.* on row 11 .*; expected the same names",
 }
@@ -175,6 +184,58 @@ def test_what_a_player_does_wrong_is_said_in_one_line(run, first, fault, monkeyp
     with pytest.raises(RewardError, match=FAULTS[fault]) as caught:
         iterate(run)
     assert "\n" not in str(caught.value)
+
+
+class Mute:
+    """A value that cannot be shown."""
+
+    def __repr__(self):
+        raise TypeError("no text")
+
+
+NO_NUMBERS = {"int": 10**400, "digits": -(10**5000), "float": 1e39, "Fraction": Fraction(10**400)}
+NO_NUMBERS |= {"Mute": Mute(), "str": "1", "ndarray": np.ones(1), "None": None, "inf": -np.inf}
+
+
+@pytest.mark.parametrize("kind", NO_NUMBERS)
+def test_what_float32_does_not_hold_is_no_reward_and_no_measure(kind):
+    value = NO_NUMBERS[kind]
+    says = rf"teller: step returned .* of type {type(value).__name__} on row 0; expected reward as"
+    with pytest.raises(RewardError, match=says) as caught:
+        check_answer(ENV, "row 0", ("a", value, False))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    with pytest.raises(RewardError, match="measures returned .* on row 0; expected x as a finite"):
+        check_measures(ENV, "row 0", {"x": value})
+
+
+def test_numbers_of_all_kinds_are_rewards():
+    given = [1, True, 0.5, Fraction(1, 4), np.float32(0.25), np.array(2), jax.numpy.float32(3)]
+    answers = [check_answer(ENV, "row 0", ("a", value, False)) for value in given]
+    assert answers == [("a", number, False, False) for number in (1, 1, 0.5, 0.25, 0.25, 2, 3)]
+    assert {type(answer[1]) for answer in answers} == {float}
+
+
+def test_what_cannot_be_shown_is_refused_in_one_line():
+    ends = "done as a bool"
+    for answer, wanted in ((("a", 1, Mute()), ends), (("a", 1, 10**5000), ends), ((10**5000,), "")):
+        with pytest.raises(RewardError, match=f"step returned .* on row 0; expected .*{wanted}"):
+            check_answer(ENV, "row 0", answer)
+    for text in (Mute(), np.ones((3, 3))):
+        with pytest.raises(RewardError, match="reset returned .* expected a str$") as caught:
+            check_text(ENV, "reset", "row 0", text)
+        assert "\n" not in str(caught.value)
+
+
+class MuteError(Mute, Exception):
+    __str__ = Mute.__repr__
+
+
+def test_an_error_that_cannot_be_shown_is_named():
+    def step():
+        raise MuteError
+
+    with pytest.raises(RewardError, match="teller: step raised on row 0: MuteError$"):
+        caller(ENV)("step", "row 0", step)
 
 
 def test_a_dialogue_that_is_cut_off_has_not_ended(run, first, monkeypatch):

@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 # A module may import those that stand before it, imports inside of functions included.
 ORDER = """
-    errors text gcs storage xla_flags freed_memory faults preemption
+    errors text returned gcs storage xla_flags freed_memory faults preemption
     chips topologies config types masked quality ranges arguments usage config_io
     joining links relay clusters processes agreement validate_model validate_mesh validate
     sharding weight_sharding offload

@@ -272,22 +272,6 @@ def test_both_hashes_must_match():
     np.testing.assert_allclose(score(rollout, {}, tables), [0.25, 0.0], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("words", "alpha", "message"),
-    [
-        ({}, 15.0, "empty"),
-        ({"don't": 1.0}, 15.0, "don't"),
-        ({"two, words": 1.0}, 15.0, "two words"),
-        ({"good": math.nan}, 15.0, "valence of 'good'"),
-        ({"good": 1.0, "GOOD": 2.0}, 15.0, "twice"),
-        ({"good": 1.0}, 0.0, "alpha"),
-    ],
-)
-def test_unusable_lexica(words, alpha, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        lexicon(words, alpha=alpha)
-
-
 def test_vader_words():
     assert len(VADER) > 7000
     assert VADER[b"great"] == 3.1 and VADER[b"horrible"] == -2.5

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ppo_jax.config import OptimOptions
+from ppo_jax.config import Config, OptimOptions, RunOptions
 from ppo_jax.optimizer import (
     apply_updates,
     clip_by_global_norm,
@@ -122,15 +122,17 @@ def slow_factor(schedule, warmup, final, step, iterations):
 @pytest.mark.parametrize("final_ratio", [0.0, 0.1, 1.0])
 def test_schedules(schedule, warmup, final_ratio):
     optim = OptimOptions(schedule=schedule, warmup=warmup, final_ratio=final_ratio)
-    factor = jax.jit(lambda step: learning_rate_factor(optim, step, 30))
+    config = Config(optim=optim, run=RunOptions(iterations=30))
+    factor = jax.jit(lambda step: learning_rate_factor(config, step))
     for step in range(35):
-        expected = slow_factor(schedule, warmup, final_ratio, step, 30)
+        expected = slow_factor(schedule, min(warmup, 29), final_ratio, step, 30)  # not the last
         assert float(factor(step)) == pytest.approx(expected, abs=2e-6)
 
 
 def test_schedule_ends():
     optim = OptimOptions(schedule="linear", warmup=4)
-    factors = [float(learning_rate_factor(optim, step, 10)) for step in range(11)]
+    config = Config(optim=optim, run=RunOptions(iterations=10))
+    factors = [float(learning_rate_factor(config, step)) for step in range(11)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0 and factors[9] > 0 and factors[10] == 0.0
 

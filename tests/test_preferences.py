@@ -96,7 +96,9 @@ def test_messages_and_a_text_that_has_its_eos(tmp_path):
         ([PAIR | {"margin": -1}], ":1: margin -1 is below 0"),
         ([PAIR | {"margin": "1"}], ":1: margin is a string; expected a number"),
         ([SCORED | {"score": True}], ":1: score is a boolean; expected a number"),
-        ([SCORED | {"score": 1e39}], r":1: score 1e\+39 is beyond the range of float32"),
+        ([SCORED | {"score": 1e39}], r":1: score '1e\+39' is beyond the range of float32"),
+        ([SCORED, SCORED | {"score": -(10**400)}], r":2: score '-100+'\.\.\. is beyond the range"),
+        ([PAIR | {"margin": 10**400}], r":1: margin '100+'\.\.\. is beyond the range of float32"),
         ([SCORED | {"score": None}], ":1: score is null; expected a number"),
         ([PAIR, PAIR | {"chosen": "0123456789"}], ":2: a response has 11 tokens with its EOS, "
          "rollout.max_new_tokens is 9; raise it"),
@@ -105,6 +107,12 @@ def test_messages_and_a_text_that_has_its_eos(tmp_path):
 def test_what_is_refused_names_its_line(rows, said, tmp_path):
     with pytest.raises(DataError, match=said):
         load(tmp_path, rows)
+
+
+def test_a_number_that_no_float_holds_is_left_out_as_other_bad_rows_are(tmp_path, capsys):
+    dataset = load(tmp_path, [SCORED | {"score": 10**400}, SCORED], bad_rows="skip")
+    assert (dataset.lines, dataset.skipped) == ([2], 1) and dataset.targets_N.tolist() == [0.5]
+    assert "rows left out: 1, the first" in capsys.readouterr().err
 
 
 def test_rows_that_are_left_out_or_cut(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 
 import numpy as np
 import pytest
@@ -191,6 +192,7 @@ def test_sizes():
         (r".{2000}", "more than 8192 states"),
         (r"((a{100}){100}){100}", "more than 65536 nodes"),
         (r"(){4000000000}", "more than 65536 nodes"),
+        (r"(((a{0,30}){0,30}){0,30})", "more than 2097152 steps"),
         (r"[^\x00-\U0010ffff]", "can never match"),
         ("a\ud800", "can never match"),
     ],
@@ -202,3 +204,16 @@ def test_refusals_name_the_pattern(pattern, reason):
     message = str(caught.value)
     assert message.startswith(f"reward mine: the pattern {pattern[:80]!r}")
     assert reason in message and "\n" not in message and len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(((a{0,30}){0,30}){0,30})", "(a?){8000}", "(?:[a-z]?[0-9]?){4000}", "(.{0,60}){0,60}"]
+    + ["((a|)*b?){3000}", r"(?:\w*\s*){2000}x"],
+)
+def test_a_pattern_that_takes_long_is_refused_soon(pattern):
+    """In processor time: others use this machine."""
+    start = time.process_time()
+    with pytest.raises(ConfigError, match=r"^reward mine: the pattern '.*' cannot be used: its au"):
+        compile_dfa(pattern, "reward mine")
+    assert time.process_time() - start < 2

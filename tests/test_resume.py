@@ -193,6 +193,16 @@ def test_what_changed_is_said_with_both_values():
     assert changes.structural == ["run.seed: 0 -> 1"]
 
 
+def test_iterations_matter_to_a_warm_up_that_was_cut():
+    """Of 20 iterations there was room for 9."""
+    short, longer, long = (
+        facts_of(replace(Config(), **{"optim.warmup": 20, "run.iterations": count}))
+        for count in (10, 30, 100)
+    )
+    assert compare(short, long).harmless == ["run.iterations: 10 -> 100"]
+    assert compare(longer, long) == ([], [], [])
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_iterations_matter_to_a_schedule(schedule):
     then, now = (

@@ -277,6 +277,8 @@ def test_scores_are_learnt_too(tmp_path):
     [
         ({"data.eval_path": None}, "data.eval_path=None: a reward model is judged"),
         ({"run.eval_every": None, "run.keep_best": None}, "run.eval_every=None: a reward model"),
+        ({"run.keep_best": "eval/brier"}, "=eval/brier: the lowest is its best; .*: -eval/brier "),
+        ({"run.keep_best": "eval/error"}, "=eval/error: the lowest is its best; .*: -eval/error "),
         ({"run.checkpoint_every": 50}, "multiple of run.eval_every=30.*nearest valid: 60"),
         ({"rollout.batch_size": 30}, "must be a multiple of 4 responses.*nearest valid: 28"),
         ({"model.critic": "separate"}, "model.critic=separate: not for ppo-jax reward-model"),

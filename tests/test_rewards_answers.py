@@ -6,12 +6,11 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import hostile_texts
 from ppo_jax.errors import ConfigError, DataError, RewardError
-from ppo_jax.rewards import answers
 from ppo_jax.rewards.answers import (
     boxed,
     countdown,
@@ -21,7 +20,12 @@ from ppo_jax.rewards.answers import (
     read_answer,
     whole_number,
 )
-from ppo_jax.rewards.arithmetic import MAX_DEPTH, MAX_TAIL, last_number
+from ppo_jax.rewards.arithmetic import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_TAIL,
+    last_number,
+)
 from ppo_jax.rewards.base import check_columns, parse_rewards
 from ppo_jax.rewards.host import Rows, call
 
@@ -36,16 +40,31 @@ FREE = {
     Fraction(3, 4): "It is 3/4 | 3 / 4 | $3/4$ | \\frac{3}{4} | $\\dfrac34$ | 3/4 cup | 6/8. | .75",
     Fraction(-3, 4): "-3/4 | -\\frac{3}{4} | \\frac{-3}{4} | 3/-4 | \u22120.75",
     Fraction(3, 2): "1 1/2 | 1\\frac{1}{2} | $1 \\tfrac{1}{2}$ | 14 cups of 1 1/2 | 1.5",
+    Fraction(13, 2): "6 100/200 | 6\\,100/200 | 6\u00a0100/200",
     2: "14/7 | 50 % of 4 = 2 | 2% | 2 of 3kg/2 | 1/2/2",
-    2025: "1/2/2025 | 2,025 | 2{,}025 | 2\\!025.0",
+    2025: "1/2/2025 | 2,025 | 2{,}025 | 2\\!025.0 | 2\\,025 | 2\u00a0025",
+    12345678: "12\\,345\\,678 | 12,345,678 | $12\u2009345\u2009678.00 kg | "
+    "or 5; 12\u202f345\u202f678",
+    456: "1\u200923\u2009456 | 1234\u2009456 | 000\u2009456 | 1\\,0000\\,456 | "
+    "1\\,000, 456 | 2^10 456 | 123 456 | sorted: 100 200 456 | 1, 2, 100 456 | $1 456 | 1\\ 456",
+    100: "there are 2 100 gram bags",
+    25: "25 pi | so 25 i | 25 cm^2 | 25m² | 25 m^{-1} | 25^\\circ | 25^{\\circ}C | 25, so "
+    "x^{n+1} | 25 is 5^2",
     7: "8-5/5 = 7 | **7** | #7 | 3/4, 7 | 3 4/ 7 x/7",
-    None: "none | 1/0 | 3 1/0 | \u0663 | 1e5 | " + "9" * 101 + " | ",
+    None: "none | 1/0 | 3 1/0 | \u0663 | 1e5 | 5^2 | "
+    " 5^{2} | 5 ^ 2 | 5^{-2} | 5^(1/2) | 2^{1/2} | x^2 | x^{n+1} | 10² | 10⁻² | 5ⁿ | 3i | -2e | "
+    "5pi | 5π | 5\\pi | 2^{\\frac{1}{2}} | " + "9" * 101 + " | ",
 }
 WHOLE = {
-    42: "42 | $42$ | \\$42 | 42\\% | x = 42 | 42. | 42 \\text{ cm} | 42^\\circ | **42** | 84/2",
+    42: "42 | $42$ | \\$42 | 42\\% | x = 42 | 42. | 42 \\text{ cm} | 42^\\circ | **42** | 84/2 | "
+    "**$42$**. | $**42** | *42 km*",
     -1234: "-1,234 | \u22121234 | -\\$1,234.00 | -1{,}234",
+    1000: "1\\,000 | $1\\,000.00$ | 1\u00a0000 | 1\u202f000 pies | 1\u2009000\u2009km",
     Fraction(5, 3): "1 2/3 | \\frac{5}{3} | 1\\frac{2}{3} | 5/3 miles | \\dfrac{5}{3}",
-    None: "1,2 | (1, 2) | 2\\pi | \\sqrt{2} | \\frac{\\pi}{2} | x^2 | 42 43 | 3+4 | 1/0 | - | ",
+    7: "7 km | 6 100/100 | 6\\,100/100 | 7 in | 7 piece",
+    None: "3i | 5 pi | 5pi | 2e | 2 e cm | 5 pi. | 1/2 i | 5^2 | 10² | 10 ^2 | 12 34 | 1\\,0000 | "
+    "100 200 300 | 1 000 | 01\\,000 | 1,2 | (1, 2) | 2\\pi | \\sqrt{2} | "
+    "\\frac{\\pi}{2} | x^2 | 42 43 | 3+4 | 1/0 | 5**2 | 3*4 | 3 *1/2 | - | ",
 }
 
 
@@ -95,15 +114,27 @@ def test_without_slashes_it_is_the_last_number_of_arithmetic(text):
     assert last_value(text) == last_number(text)
 
 
+ends = st.text("0123456789 .,-$%kgx()^+=*/\n", max_size=40)
+
+
 @checked
-@given(st.lists(st.sampled_from(["1", "23", "/", " ", "  ", "-", "x", "1/2", ","])))
-def test_reading_the_near_end_first_changes_nothing(pieces):
-    text = "".join(pieces * 8) + " w" * 20
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "NEAR", 64)
-        near = last_value(text)
-        patch.setattr(answers, "NEAR", MAX_TAIL)
-        assert near == last_value(text)
+@given(ends, ends, st.integers(0, 600))
+def test_only_the_end_of_a_long_text_is_read(before, end, words):
+    if (value := last_value(end)) is not None:
+        assert last_value(before * 200 + "\n" + end + "\n" + "word " * words) == value
+
+
+def test_where_the_look_from_the_end_ends():
+    """Lists without blanks, and words with digits behind the answer; of those it finds some."""
+    assert last_value(",".join(map(str, range(2000)))) == 1999
+    assert last_value("-".join(["7"] * 2000)) == last_value("日7" * 2000) == 7
+    assert last_value("4." + " x1" * 40) == last_value("4." + " word" * 500 + " x1" * 5) == 4
+    assert last_value("4." + " x1" * 100) is None
+    for text in ("Answer" + "." * 300 + "-5", "." * 300 + "\u2212$5"):
+        assert last_value(text) == last_number(text) == -5
+    for text in ("." * 300 + "8-5", "x" * 300 + "-5", "." * 300 + "x)-5", "x" * 300 + "--5"):
+        assert last_value(text) == last_number(text) == 5
+    assert last_value("9" * 300) is last_value("4 " + "1" + ",000" * 99) is None
 
 
 nested = st.recursive(
@@ -115,6 +146,7 @@ nested = st.recursive(
 @checked
 @given(nested, nested)
 def test_boxes_have_balanced_braces(first, second):
+    assume(len(first + second) <= MAX_CHARACTERS)
     assert boxed(f"{second}\\boxed{{{first}{second}}} {first}") == first + second
     assert boxed(f"\\boxed{{{first}") is None
 
@@ -124,6 +156,8 @@ def test_boxes_within_bounds():
     assert boxed("\\boxed{" + deep(MAX_DEPTH - 1) + "}") == deep(MAX_DEPTH - 1)
     assert boxed("\\boxed{" + deep(MAX_DEPTH) + "}") is None
     assert boxed("\\boxed{\\boxed{3}}") == "3"
+    assert boxed("\\boxed{" + "x" * MAX_CHARACTERS + "}") == "x" * MAX_CHARACTERS
+    assert boxed("\\boxed{x" + "x" * MAX_CHARACTERS + "}") is None
 
 
 def test_scores_of_final_answers():
@@ -202,8 +236,9 @@ def test_countdown(response, numbers, target, every, some):
 
 
 def test_expressions_are_found_at_the_end():
-    assert expression_in("a\n b \n\n") == " b "
-    assert expression_in("a\nb = c") == "a"
+    assert expression_in("a\n b\n \n") == " b"
+    assert expression_in("a\nb = c") == expression_in("a" + "\n=" * 99) == "a"
+    assert expression_in("a" + "\n=" * 100) is expression_in("") is None
     assert expression_in("a\nb", tags=True) is None
     assert expression_in("<answer>1</answer><answer>2") == "1"
 

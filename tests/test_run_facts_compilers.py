@@ -56,6 +56,7 @@ def test_facts_have_them(tmp_path):
         ("--a=1 --b=2 --a=3", "--a=3 --b=2"),  # the last one counts
         ("--xla_dump_to=/x --xla_dump_hlo_as_text --a=1", "--a=1"),
         ("--xla_force_host_platform_device_count=8", None),  # devices are counted
+        ("--xla_cpu_collective_call_terminate_timeout_seconds=300", None),
         ("/some/file", "/some/file"),  # that holds them
     ],
 )

@@ -4,6 +4,7 @@ a run of them resumes bit for bit, and what it leaves is what PPO begins from.""
 import functools
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from ppo_jax import manifest
 from ppo_jax.config import HParams, replace
 from ppo_jax.errors import CheckpointError, ConfigError, DataError
 from ppo_jax.experiment import Experiment
+from ppo_jax.flags import read_config
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.metrics import read_metrics
 from ppo_jax.responses import as_rollout
@@ -266,9 +268,19 @@ def test_what_a_stage_and_a_step_of_a_run_are_called(straight):
         ({"model.critic": "separate"}, "model.critic=separate: not for .*nearest valid: shared"),
         ({"hparams.entropy_coef": 0.1}, "hparams.entropy_coef=0.1: not for .*nearest valid: None"),
         ({"data.eval_path": None}, "run.eval_every=2: needs data.eval_path"),
+        ({"run.keep_best": "loss"}, "run.keep_best=loss: the lowest is its best; .* valid: -loss "),
+        ({"run.keep_best": "eval/perplexity"}, "=eval/perplexity: .* nearest valid: -eval/perpl"),
         ({"rollout.max_new_tokens": 3}, "given.jsonl:3: the response has 4 tokens with its EOS"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_it_begins(change, said, tmp_path):
     with pytest.raises((ConfigError, DataError), match=said):
         launch(tmp_path, **change)
+
+
+def test_the_lowest_is_asked_for_by_the_flag_that_the_error_names(tmp_path):
+    with pytest.raises(ConfigError, match="run.keep_best=eval/loss: ") as caught:
+        launch(tmp_path, **{"run.keep_best": "eval/loss"})
+    (flag,) = re.findall(r"\((--.*)\)$", str(caught.value))
+    experiment = Experiment("case", RUN, None, Path("case.py"), "")
+    assert read_config("sft case", [flag], experiment).run.keep_best == "-eval/loss"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from faults.launch import experiment, here
 from ppo_jax import pipeline, sweep
 from ppo_jax.config import Config, replace
 from ppo_jax.errors import ConfigError
-from ppo_jax.experiment import Experiment, load_experiment
+from ppo_jax.experiment import WORKLOADS, Experiment, find_experiment, load_experiment
 from ppo_jax.flags import parse_config, read_config, stage, with_cells
 from ppo_jax.grid import read_grid
 from ppo_jax.main import main
@@ -74,6 +75,33 @@ def test_a_run_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_pat
     )
     with pytest.raises(ConfigError, match=says):
         resolve("@sft", config, in_cells(sft="big").stages)
+
+
+@pytest.mark.parametrize(
+    "given", ["experiments/case.py", "case", "ablations/one", "my own/case.py"]
+)
+def test_the_command_that_makes_a_run_names_the_file_as_it_was_given(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("experiments", "experiments/ablations", "my own"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / (given if given.endswith(".py") else f"experiments/{given}.py")
+    file.write_text("from ppo_jax.config import Config\nSFT = Config()\n")
+    mine = load_experiment(given, needs=())
+    with pytest.raises(ConfigError, match="make it with `ppo-jax sft ") as caught:
+        resolve("@sft", replace(Config(), **{"run.dir": "there"}), mine.stages)
+    _, _, name, *flags = shlex.split(str(caught.value).split("`")[1])
+    assert name == given and find_experiment(name) == file
+    assert flags == ["--run.seed", "0", "--run.dir", "there"]
+
+
+def test_the_command_of_a_workload_names_its_file(tmp_path, monkeypatch):
+    """Its bare name is one in another folder."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / WORKLOADS / "case.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from ppo_jax.config import Config\nSFT = Config()\n")
+    with pytest.raises(ConfigError, match=f"make it with `ppo-jax sft {file} --run.seed 0"):
+        resolve("@sft", Config(), load_experiment("case", WORKLOADS, needs=()).stages)
 
 
 def test_a_flag_names_the_cell_where_a_later_stage_is_started_alone(tmp_path):
@@ -166,6 +194,16 @@ def test_a_pipeline_with_two_sft_cells_trains_from_and_is_held_against_its_own(t
     # What goes on from one of them does not go on from the other.
     code, err = here("train", str(path), *flags, "--run.cell", "b")
     assert code == 4 and "big/seed0" in err and "sft/seed0" in err
+
+
+def test_the_command_that_makes_a_run_makes_it_as_pasted(tiny, tmp_path, monkeypatch):
+    path, _ = tiny
+    monkeypatch.chdir(path.parent)
+    flags = [*SHORT, "--run.dir", str(tmp_path / "runs")]
+    code, err = here("train", path.name, *flags)
+    program, *words = shlex.split(err.split("`")[1])
+    assert code == 2 and program == "ppo-jax" and main([*words, *SHORT]) == 0
+    assert main(["train", path.name, *flags]) == 0
 
 
 def test_a_file_of_sft_alone_is_trained_and_may_get_more_later(tiny, tmp_path):

@@ -147,7 +147,19 @@ def test_prompts_by_seed_and_by_options(rows):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_steps": 0}, "max_steps=0"),
+        ({"max_steps": 0}, "max_steps=0: must be a whole number from 1 to .*; nearest valid: 1"),
+        ({"max_steps": 2.5}, "max_steps=2.5: must be a whole number .*; nearest valid: 2"),
+        ({"max_steps": "7"}, "max_steps='7': must be a whole number .*; nearest valid: 7"),
+        ({"max_steps": True}, "max_steps=True: must be a whole number .*; nearest valid: 1"),
+        ({"max_prompt_tokens": -1}, "max_prompt_tokens=-1: .* from 0 to .*; nearest valid: 0"),
+        ({"max_prompt_tokens": None}, "max_prompt_tokens=None: .*; nearest valid: 0"),
+        ({"tokenizer": TOKENIZER, "vocab_size": 0}, "vocab_size=0: .*; nearest valid: 1"),
+        ({"eos_token_ids": [1000]}, "eos_token_ids=1000: .* from 0 to 99; nearest valid: 99"),
+        ({"eos_token_ids": [3, -1]}, "eos_token_ids=-1: .* from 0 to 99; nearest valid: 0"),
+        ({"eos_token_ids": ["a"]}, "eos_token_ids='a': must be a whole number from 0 to 99"),
+        ({"eos_token_ids": 5}, "eos_token_ids=5: must be a list of ids; nearest valid: \\[5\\]"),
+        ({"eos_token_ids": "ab"}, "eos_token_ids='ab': .*; nearest valid: \\[0\\]"),
+        ({"max_steps": 10**5000}, "max_steps=a value without a text .*; nearest valid: 1073741824"),
         ({"vocab_size": 101}, "vocab_size=101: there are 100 characters; nearest valid: 100"),
         ({"render_mode": "human"}, "render_mode=human: nearest valid: ansi"),
         ({"reward": 3}, "3 is not a reward"),
@@ -155,8 +167,9 @@ def test_prompts_by_seed_and_by_options(rows):
     ],
 )
 def test_unusable_options_are_named(options, says):
-    with pytest.raises((ConfigError, DataError), match=says):
+    with pytest.raises((ConfigError, DataError), match=says) as raised:
         PPOTextEnv(**options)
+    assert "\n" not in str(raised.value)
 
 
 def test_characters_that_have_no_id():

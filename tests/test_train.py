@@ -77,6 +77,18 @@ def test_a_finished_run_does_nothing_and_says_so(straight, prompts, capsys):
     assert status(again) == status(straight)
 
 
+def test_a_warm_up_too_long_for_the_run_is_cut_and_said(prompts, tmp_path, capsys):
+    """In two iterations of which the critic alone learns in the first."""
+    changes = {"run.iterations": 2, "optim.warmup": 20, "ppo.critic_warmup": 6}
+    folder = launch(tmp_path, prompts, **changes)
+    said = capsys.readouterr().err
+    for key, asked in (("optim.warmup", 20), ("ppo.critic_warmup", 6)):
+        assert f"{key}={asked}: cut to 1, run.iterations=2 has no more before its last" in said
+    first, last = read_metrics(folder.metrics)
+    assert abs(first["policy/approxkl_avg"]) < 1e-9 < last["policy/approxkl_avg"]
+    assert first["lr"] == last["lr"] == np.float32(CONFIG.hparams.learning_rate)
+
+
 def raising_at(call: int):
     """The reward on the host, which raises at one of its calls."""
     calls = []

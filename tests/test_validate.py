@@ -105,8 +105,6 @@ IMPOSSIBLE = [
     ),
     ({"optim.b1": 1.0}, "optim.b1", "below 1"),
     ({"optim.eps": 0.0}, "optim.eps", "above 0"),
-    ({"optim.warmup": 100}, "optim.warmup", "nearest valid: 99"),
-    ({"ppo.critic_warmup": 100}, "ppo.critic_warmup", "nearest valid: 99"),
     ({"run.iterations": 0}, "run.iterations", "nearest valid: 1"),
     ({"run.keep": 0}, "run.keep", "nearest valid: 1"),
     ({"run.seed": -1}, "run.seed", "nearest valid: 0"),

@@ -18,7 +18,6 @@ from ppo_jax.kind import PPO
 from ppo_jax.metrics import read_metrics, read_samples
 from ppo_jax.preemption import Preemption
 from ppo_jax.run_folder import run_folder
-from ppo_jax.sharding import RUNS
 from ppo_jax.step import train_step
 
 GRID = (
@@ -48,11 +47,19 @@ def cells(runs):
     return {f"{c['name']}/seed{c['seed']}": run_folder(runs / "case" / c["dir"]) for c in found}
 
 
-@pytest.fixture(scope="module")
-def together(file):
-    runs = file.parent / "together"
-    assert sweep(file, runs, "--vmap") == (0, "")
+@pytest.fixture(scope="module", params=["at once", "one by one"])
+def together(file, request):
+    """Of four devices at once, or as where one run fills the only one."""
+    runs = file.parent / request.param
+    with pytest.MonkeyPatch.context() as patched:
+        as_in(runs, patched)
+        assert sweep(file, runs, "--vmap") == (0, "")
     return runs
+
+
+def as_in(runs, patched):
+    """In the way in which these runs shared a program."""
+    patched.setattr(vmapped, "one_fills_all", lambda: runs.name == "one by one")
 
 
 def assert_alike(left, right):
@@ -81,13 +88,16 @@ def test_each_run_is_the_one_that_it_would_be_alone(file, together):
     for name in ("lam=0.5,temperature=1/seed3", "lam=1,temperature=0.7/seed4"):
         assert sweep(file, alone, "--parallel.data", "1", "--only", name)[0] == 0
         assert_alike(found[name], cells(alone)[name])
+        if together.name == "one by one":
+            assert not differences(found[name], cells(alone)[name])
         assert json.loads(found[name].status.read_text())["status"] == "done"
     first = [next(iter(read_samples(folder.samples)))["response"] for folder in found.values()]
     assert len(set(first)) > 2  # runs are not copies of each other
 
 
 def test_a_signal_saves_all_and_they_go_on_bit_for_bit(file, together, monkeypatch):
-    runs, asked = file.parent / "halves", Preemption()
+    runs, asked = file.parent / f"halves {together.name}", Preemption()
+    as_in(together, monkeypatch)
     make_batch = vmapped.make_batch
 
     def ended_in_the_third(group, step):
@@ -161,12 +171,8 @@ def test_a_loop_of_all_runs_has_one_exit(file):
         opened = PPO.open(vmapped.config_of(cell.config), grid.experiment)
         prepared.append(PPO.prepare(opened))
     group = vmapped.join(opened, prepared)
-    step = jax.vmap(
-        functools.partial(train_step, group.setup),
-        in_axes=(0, group.axes, 0, 0),
-        axis_name=RUNS,
-        spmd_axis_name=RUNS,
-    )
+    step = functools.partial(train_step, group.setup)
+    step = vmapped.over_runs(group.setup, step, (0, group.axes, 0, 0))
     prompts = vmapped.make_batch(group, 0)
     program = jax.make_jaxpr(step)(group.states, group.frozen, group.hparams, prompts)
     loops = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "while"]

@@ -21,8 +21,23 @@ its 20 iterations. A critic of its own makes an iteration at least 1.4 times as 
 trunk; without a critic it is shorter. It fails if a critic-free run is below all with a critic by
 more than 0.05, or if pre-training ends above the same critic without it by more than the interval.
 
-Hardware: two CPU cores; 35 runs of 1 to 1.5 minutes, and SFT of 40 s for each of the five seeds, by
-estimate. Not yet run.
+Seen, five seeds (experiments/results/critics):
+- Held-out sums: a critic of its own 0.948, pre-trained 0.924, shared with 0.1 0.923, with 0.5
+  0.887; REINFORCE 0.849, RLOO 0.802, group mean 0.743. The prediction fails: what compares samples
+  of one prompt is below all with a critic, RLOO by 0.085 (0.05 to 0.11) to the lowest. It sees 64
+  prompts where the others see 256, and a quarter of the groups of four are all right or all wrong
+  at 0.3 right, and teach nothing; its scores fall to 0.18 in the first 20 iterations and are still
+  rising at the end (0.61, 0.72, 0.80 at iterations 100, 150, 200). With 512 sequences and 300
+  iterations RLOO has 0.98 right (`arithmetic.py`).
+- Explained variance of a critic of its own 0.39, of the shared one with 0.1 -0.03: as predicted.
+- The scores of the first 20 iterations of those with a critic fall by 0.04 at most and pre-training
+  removes nothing: as predicted; at iteration 20 it is behind by 0.15, at the end by 0.02.
+- Seconds of an iteration: a critic of its own 1.7 times the shared trunk's (predicted: 1.4 at
+  least); the group mean as long as the shared trunk (predicted: shorter), whose critic is one
+  column of a product. Those of RLOO and REINFORCE were taken beside other work.
+
+Hardware: two CPU cores; 35 runs, each by itself, and SFT for each of the five seeds took 37 min of
+one core.
 """
 
 from ppo_jax.config import replace

@@ -18,8 +18,13 @@ pulls either way, and the share drifts below that: in the mean by more than the 
 beginnings are as many. It fails if a seed with the penalty is below 0.99, or if the share without
 it does not drift.
 
-Hardware: two CPU cores; 10 runs of about 1.5 minutes, and SFT of 40 s for each of the five seeds,
-by estimate. Not yet run.
+Seen (experiments/results/eos): as predicted. Of the held-out responses 0.9996 end with the penalty
+(each seed at least 0.998), 0.63 without it (0.11, 1.00, 0.79, 0.25 and 0.99 of the seeds): nothing
+pulls either way, and three seeds of five drift, one to hardly an end at all. Right beginnings:
+0.891 and 0.910, the same within the interval.
+
+Hardware: two CPU cores; 10 runs as one program and SFT for each of the five seeds took 12 min of
+one core.
 """
 
 import jax.numpy as jnp

@@ -16,8 +16,15 @@ the rest rises with lambda. A response is 4 tokens, over which 0.95 leaves 0.86 
 0.9 leaves 0.73: between 0.9, 0.95 and 1 five seeds show no difference; 0.5, which leaves 0.13, lies
 below them. It fails if lambda 0 is not the lowest, or if 0.95 beats 1 by more than the interval.
 
-Hardware: two CPU cores; 25 runs of about a minute, and SFT of 40 s for each of the five seeds, by
-estimate. Not yet run.
+Seen: of the held-out sums 0.000, 0.414, 0.936, 0.915 and 0.925 right with lambda 0, 0.5, 0.9, 0.95
+and 1, SFT 0.31: as predicted; between the last three there is no difference. Lambda 0 does not only
+learn less, it loses what SFT had: but for the last token, all it follows are differences between
+the critic's values, and within 3 iterations the 0.3 of the responses that were right are 0.04 to
+0.08, in every seed, and in the end none.
+experiments/results/gae_lambda.
+
+Hardware: two CPU cores; 25 runs as one program and SFT for each of the five seeds took 38 min of
+one core with other work on it.
 """
 
 from ppo_jax.config import replace

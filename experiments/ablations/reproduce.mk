@@ -10,11 +10,12 @@ REPRODUCE_A7 := epochs
 REPRODUCE_A8 := eos eos_bug
 REPRODUCE_A9 := reward_scale
 REPRODUCE_A10 := adam
+REPRODUCE_R4 := ziegler
 REPRODUCE_R6 := overoptimisation
-REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 R6
+REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 R4 R6
 # Each run by itself: a model too large to be there several times, seconds and memory measured, or a
 # judge in Python.
-REPRODUCE_ALONE := kl_penalty_sentiment critics overoptimisation
+REPRODUCE_ALONE := kl_penalty_sentiment ziegler critics overoptimisation
 # Scripts of experiments/control/.
 REPRODUCE_CONTROL := cartpole bandit
 

@@ -77,7 +77,7 @@ def train(
         key_act, key_update = jax.random.split(jax.random.fold_in(key_run, step))
         episodes, steps = act(task, shape, learner, key_act)
         rows = training_rows(config, shape, hparams, learner.params, reference, steps)
-        factor = learning_rate_factor(config.optim, step, config.run.iterations)
+        factor = learning_rate_factor(config, step)
         critic_rate = hparams.critic_learning_rate
         rates = hparams.learning_rate, critic_rate
         rates = [rates[0] if rate is None else rate for rate in rates]

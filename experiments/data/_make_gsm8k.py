@@ -19,7 +19,7 @@ from ppo_jax.rewards.arithmetic import evaluate
 NAMES = "Mia Ada Eva Ida Ann Zoe Ivy Amy Sue Pam Kim Lea".split()
 THINGS = "figs pens cups nuts eggs pins hats keys maps bags".split()
 NUMBERS = range(2, 13)
-SIZES = {"eval": 240, "sft_eval": 200, "sft": 400, "ppo": 1500}
+SIZES = {"eval": 240, "sft_eval": 200, "sft": 2000, "ppo": 4000}
 # The text, and the two steps; {x} is what the first gives.
 TEMPLATES = [
     ("{n} has {a} {t}. She buys {b} and loses {c}. How many {t} has she?", "{a}+{b}", "{x}-{c}"),

@@ -6,8 +6,8 @@
     Please: Momo's colour?        grey
 
 A fact is an animal, what is asked of it, and the answer: 128 of them, in five forms of question
-with eight openings. SFT sees half of the facts, in some forms each, PPO and both held-out files
-all. A question stands in one file.
+with eight openings. SFT and its held-out file have half of the facts, in some forms each, PPO and
+its held-out file all. A question stands in one file.
 """
 
 import random
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from _files import write
 from _rows import Row, answered
 
-SIZES = {"sft_eval": 256, "eval": 256, "sft": 500}  # the rest is PPO's
+SIZES = {"eval": 256, "sft_eval": 256, "sft": 500}  # in this order; the rest is PPO's
 NAMES = """Momo Kira Bolo Nanu Pip Zaza Lulu Taro Miko Fifi Gogo Rumi Dodo Sasa Vivi Jojo
 Bibi Coco Haku Ivo Kuku Lola Mimi Nico Otto Pepe Roro Suki Titi Ursa Wawa Yaya""".split()
 # What is asked: its answers, and the forms of the question.
@@ -93,7 +93,9 @@ def splits() -> dict[str, list[Row]]:
     rng.shuffle(left)
     files: dict[str, list[Row]] = {}
     for name, size in SIZES.items():
-        taken = [asked for asked in left if name != "sft" or asked[0] in told][:size]
+        # Its loss is least where SFT has learnt what it can: that of untold facts only rises.
+        heard = name.startswith("sft")
+        taken = [asked for asked in left if asked[0] in told or not heard][:size]
         left = [asked for asked in left if asked not in taken]
         files[name] = [_row(*asked) for asked in taken]
     files["ppo"] = [_row(*asked) for asked in left]

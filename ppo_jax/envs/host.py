@@ -1,7 +1,6 @@
 """What an environment in ordinary Python is, and calling one: a tool, a game, a Gymnasium env."""
 
 import math
-import numbers
 import queue
 import threading
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ppo_jax.config import Config
 from ppo_jax.errors import ConfigError, RewardError
-from ppo_jax.text import one_line
+from ppo_jax.returned import as_number, as_text, what_raised
 
 
 class Player(Protocol):
@@ -107,8 +106,7 @@ def caller(environment: HostEnv) -> Call:
             ) from None
         if not fine:
             raise RewardError(
-                f"environment {environment.name}: {what} raised on {where}: "
-                f"{type(result).__name__}: {one_line(result)}"
+                f"environment {environment.name}: {what} raised on {where}: {what_raised(result)}"
             ) from result
         return result
 
@@ -163,14 +161,14 @@ def check_measures(environment: HostEnv, where: str, found: Any) -> dict[str, fl
 
 
 def check_number(environment: HostEnv, what: str, where: str, name: str, value: Any) -> float:
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(number, numbers.Real) or not math.isfinite(number):
+    number = as_number(value)
+    if number is None or not math.isfinite(number):
         raise _wrong(environment, what, where, f"{name} as a finite number", value)
-    return float(number)
+    return number
 
 
 def _wrong(environment: HostEnv, what: str, where: str, wanted: str, got: Any) -> RewardError:
     return RewardError(
-        f"environment {environment.name}: {what} returned {repr(got)[:80]} of type "
+        f"environment {environment.name}: {what} returned {as_text(got)} of type "
         f"{type(got).__name__} on {where}; expected {wanted}"
     )

@@ -2,17 +2,21 @@
 
 Compared are exact fractions: 0.5 is 1/2, and 0.333 is not 1/3. Read are
 
-    42   -7   +7   1,234.50   .5   $5   -$5   3/4   1 1/2 (as 3/2)   \\frac{3}{4}   50% (as 50)
+    42   -7   +7   1,234.50   1\\,234   .5   $5   -$5   3/4   1 1/2 (3/2)   \\frac{3}{4}   50% (50)
 
-and a unit after the number is passed over (5kg, 5 \\text{ cm}). Nothing a model wrote is ever run.
-The work for a response is bounded: its last `MAX_TAIL` characters are read, and a number or an
-expression has `MAX_CHARACTERS` at most.
+and a unit after the number is passed over (5kg, 5 \\text{ cm}). Blanks group digits where they are
+no-break or thin ones; of "100 200" none is a number of six digits. A box or a `####` line with a
+multiple of i, pi or e (3i, 5 pi, 5\\pi) or a power (5^2, 10²) has no number. In free text those are
+passed over too, but i, pi and e only where they touch the number: of "5 pi" the 5 is read, of
+"5 \\pi" and "5 ^2" nothing. Nothing a model wrote is ever run. The work for a response is bounded:
+its last `MAX_TAIL` characters are read, and a number or an expression has `MAX_CHARACTERS` at most.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import islice
 from numbers import Rational
 from typing import Any, Literal, get_args
 
@@ -22,9 +26,11 @@ from ppo_jax.rewards.arithmetic import (
     MAX_DEPTH,
     MAX_MAGNITUDE,
     MAX_TAIL,
-    TOKEN,
+    NO_UNITS,
+    WITHOUT_GROUPS,
     evaluate,
     numbers_used,
+    plain_numbers,
 )
 from ppo_jax.rewards.checks import is_number, need_choice, need_number, rows
 
@@ -33,21 +39,34 @@ Source = Literal["any", "number", "boxed", "hashes"]
 # \frac{3}{4}, \dfrac34; no branch looks past the next brace, so the time is linear.
 LATEX_FRACTION = re.compile(r"\\[dt]?frac ?(?:\{([^{}]*)\} ?\{([^{}]*)\}|([0-9]) ?([0-9]))")
 LATEX_WORDS = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|\^\{?\\circ\}?|\\[!,;: ]")
-NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
-DIGIT = re.compile("[0-9]")
+GROUPS = r"[0-9]{1,3}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?:\u2009[0-9]{3})+"
+NUMBER = rf"(?:(?:{GROUPS})(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 WHOLE = re.compile(
     rf"""
     (?:[A-Za-z]\ ?=\ ?)?                                 # x = 5
     \$?(?P<sign>[-+\u2212]?)\$?
-    (?:(?P<whole>[0-9]+)\ +(?=[0-9]+\ ?/\ ?[0-9]+))?     # the 1 of 1 1/2
+    (?:(?P<whole>[0-9]+)[\ \u2009]+(?=[0-9]+\ ?/\ ?[0-9]+))?  # the 1 of 1 1/2
     (?P<top>{NUMBER})
     (?:\ ?/\ ?(?P<bottom>{NUMBER}))?
+    (?!.*(?<![A-Za-z])(?:{"|".join(NO_UNITS)})(?![A-Za-z]))
     \ ?%?\ ?[A-Za-z .]*                                  # 5 apples.
     """,
     re.VERBOSE | re.ASCII,
 )
-NEAR = 256  # characters from the end that mostly hold the last number; more are read if not
+BLANKS = "\u00a0\u2009\u202f"  # that may stand in a number
+GROUP_BLANK = re.compile(rf"(?<=[0-9])(?:\\,|[{BLANKS}])(?=[0-9]{{3}})", re.ASCII)
+# Behind it no number is under way: what stands in none, a comma or a blank without a group. A sign
+# that is no operation (see `arithmetic.TOKEN`) stays, and one that is goes with what it follows.
+BOUNDARY = re.compile(
+    r"(?<=[^\w)\]}%-])(?=[-\u2212])|[)\]}%-]++[-\u2212]?"
+    rf"|[^\w.,${BLANKS}]|[,{BLANKS}](?![0-9]{{3}}(?![0-9]))",
+    re.ASCII,
+)
+DIGITS = re.compile("[0-9]++")
+NEAR, BEHIND = 256, 32  # characters that are read at once: up to a digit, and behind it
+MAX_RUNS, MAX_LOOKS = 24, 2  # runs of digits that are read at once; how often at most
+MAX_LINES = 100  # of which the last is looked for that may be an expression
 SIGNS = {"-": -1, "\u2212": -1, "+": 1, "": 1}
 
 
@@ -128,11 +147,11 @@ def read_answer(text: str, source: Source = "any") -> Fraction | None:
 def boxed(text: str) -> str | None:
     """What the last `\\boxed{...}` holds, its braces balanced (`\\{` is none); None without one.
 
-    None as well for braces more than `MAX_DEPTH` deep.
+    None as well for more than `MAX_CHARACTERS`, and for braces more than `MAX_DEPTH` deep.
     """
     _, mark, after = text.rpartition("\\boxed{")
     depth = 1
-    for brace in BRACE.finditer(after) if mark else ():
+    for brace in BRACE.finditer(after[: MAX_CHARACTERS + 1]) if mark else ():
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
             return after[: brace.start()]
@@ -145,8 +164,10 @@ def whole_number(text: str) -> Fraction | None:
     """The value of a text that is one number, with a unit at most; None for any other."""
     if len(text) > MAX_CHARACTERS:
         return None
-    plain = " ".join(LATEX_WORDS.sub(" ", _plain(text)).replace("*", "").split())
-    match = WHOLE.fullmatch(plain.removeprefix("$").removesuffix("$").strip())
+    parts = GROUP_BLANK.split(LATEX_WORDS.sub(" ", _plain(text)))
+    plain = "\u2009".join(" ".join(part.split()) for part in parts)
+    # Within, an asterisk is an operation.
+    match = WHOLE.fullmatch(plain.lstrip("*$ ").rstrip("*$. "))
     if match is None:
         return None
     value = _ratio(match["top"], match["bottom"])
@@ -159,24 +180,38 @@ def last_value(text: str) -> Fraction | None:
     """The last number in free text, by the rules of `arithmetic.last_number`, fractions whole.
 
     Of `14/7` that is 2, of `1 1/2` 3/2, of the date `1/2/2025` 2025; None for a division by 0, if
-    there is no number, and out of bounds.
+    there is no number, and out of bounds. Looked at are, from the end of the text on, `MAX_LOOKS`
+    parts at most that end with a digit, of `NEAR` characters and `MAX_RUNS` runs of digits at most,
+    until there is a number in one.
     """
-    if DIGIT.search(text[-MAX_TAIL:]) is None:
-        return None
-    for size in (NEAR, MAX_TAIL):
-        tail = text
-        if len(text) > size:
-            # The first word of the tail may have lost its beginning.
-            tail = " ".join(text[-size:].split(maxsplit=1)[1:])
-        tail = _plain(tail)
-        found = [token for token in TOKEN.finditer(tail) if token["number"]]
-        tokens = [t for t in found if not t["rest"] or t["rest"].isalpha()][-4:]
-        # Three at most have a say: a whole number, a fraction, and what tells it from a date.
-        if len(tokens) == 4 or len(text) <= size:
-            break
-    if not tokens:
-        return None
-    gap = lambda i: tail[tokens[i - 1].end() : tokens[i].start()] if len(tokens) >= 1 - i else "\n"
+    for near in _from_the_end(text):
+        if tokens := plain_numbers(near)[-4:]:
+            return _last_of(near, tokens)
+    return None
+
+
+def _from_the_end(text: str) -> Iterator[str]:
+    """Parts of a text: its last digits with what stands near them, then what stands before that."""
+    tail = text[-MAX_TAIL:]
+    for _ in range(MAX_LOOKS):
+        last = 1 + max(map(tail.rfind, "0123456789"))
+        first = max(last - NEAR, 0)
+        runs = list(islice(DIGITS.finditer(tail[first:last][::-1]), MAX_RUNS))
+        if len(runs) == MAX_RUNS:
+            first = last - runs[-1].end()
+        if first > 0 or len(text) > MAX_TAIL:
+            # The first word may have lost its beginning.
+            boundary = BOUNDARY.search(tail, first, last)
+            if boundary is None:
+                return
+            first = boundary.end()
+        yield _plain(tail[first : last + BEHIND])
+        tail = tail[:first]
+
+
+def _last_of(text: str, tokens: list[re.Match]) -> Fraction | None:
+    """The value of the last plain number, a fraction taken whole."""
+    gap = lambda i: text[tokens[i - 1].end() : tokens[i].start()] if len(tokens) >= 1 - i else "\n"
     divided = lambda i: gap(i).strip(" ") == "/" and len(gap(i)) <= 3
     top = tokens[-2] if divided(-1) and not divided(-2) and not tokens[-2]["rest"] else None
     if top is None:
@@ -186,8 +221,13 @@ def last_value(text: str) -> Fraction | None:
         return None
     if tokens[-1]["minus"]:
         ratio = -ratio
-    is_mixed = gap(-2) == " " and not top["minus"] and "." not in top["number"] and 0 <= ratio < 1
-    if is_mixed and tokens[-3]["number"].isdigit() and not tokens[-3]["rest"]:
+    is_part = not top["minus"] and "." not in top["number"] and 0 <= ratio < 1
+    if (
+        is_part
+        and gap(-2) in {" ", *BLANKS}
+        and tokens[-3]["number"].isdigit()
+        and not tokens[-3]["rest"]
+    ):
         whole = _ratio(tokens[-3]["number"])
         return None if whole is None else _signed(tokens[-3], whole + ratio)
     return _signed(top, ratio)
@@ -201,15 +241,17 @@ def expression_in(text: str, tags: bool = False) -> str | None:
     _, opened, inside = before.rpartition("<answer>")
     if closed and opened:
         return inside
-    lines = [] if tags else [line for line in tail.split("\n") if line.strip() and "=" not in line]
-    return lines[-1] if lines else None
+    # Of so many splits, all that is before the last lines would be the first of them.
+    lines = [] if tags else tail.rstrip(" \t\r\n").rsplit("\n", MAX_LINES)[-MAX_LINES:]
+    return next((line for line in reversed(lines) if line.strip() and "=" not in line), None)
 
 
 def _plain(text: str) -> str:
     """The text with LaTeX's spellings of numbers as plain ones."""
     if "\\" not in text and "{,}" not in text:
         return text
-    for spelling, plain in (("\\!", ""), ("{,}", ","), ("\\$", "$"), ("\\%", "%")):
+    text = GROUP_BLANK.sub("\u2009", text)
+    for spelling, plain in (("\\!", ""), ("\\,", " "), ("{,}", ","), ("\\$", "$"), ("\\%", "%")):
         text = text.replace(spelling, plain)
 
     def spell(match: re.Match) -> str:
@@ -224,10 +266,10 @@ def _ratio(top: str, bottom: str | None = None) -> Fraction | None:
     """top / bottom; None for a division by 0 and out of bounds."""
     if max(len(top), len(bottom or "")) > MAX_CHARACTERS:
         return None
-    below = Fraction((bottom or "1").replace(",", ""))
+    below = Fraction((bottom or "1").translate(WITHOUT_GROUPS))
     if below == 0:
         return None
-    value = Fraction(top.replace(",", "")) / below
+    value = Fraction(top.translate(WITHOUT_GROUPS)) / below
     return value if max(value.numerator, value.denominator) <= MAX_MAGNITUDE else None
 
 

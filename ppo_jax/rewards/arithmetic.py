@@ -34,20 +34,37 @@ BINARY = {
 }
 UNARY = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
+NO_UNITS = ("i", "pi", "e")  # but numbers
+WITHOUT_GROUPS = str.maketrans("", "", ",\u00a0\u2009\u202f")  # of a number's digits
+
 # No branch gives back more than a few characters of what it has looked at: the time is linear.
 TOKEN = re.compile(
     r"""
-    [A-Za-z_]\w*                              # a word: the digits in x2 are no number
+    (?<!\w)[A-Za-z_]++[0-9]\w*+               # a word with digits: in x2 they are no number
     |
+    (?<=\^)\ ?(?:                             # nor in an exponent
+        {[^{}\n]*+} | \([^()\n]*+\) | [{(]?[-+\u2212]?[0-9][\w.]*+
+    )
+    |
+    (?=[-\u2212]?\$?[0-9.])
     (?P<minus>(?<![\w)\]}%-])[-\u2212])?      # no sign but a dash or an operation: 3-5, (1)-5, --5
     \$?
     (?P<number>
         # 1,234.50; but 1,23,456 is a list of three, and so is 1,2345,678
         (?<![0-9],) [0-9]{1,3} (?:,[0-9]{3}(?![0-9]))++ (?:\.[0-9]++)?
+        # likewise with blanks that no line ends at; but 3 100/200 is mixed
+        | (?<![0-9][\u00a0\u2009\u202f]) [1-9][0-9]{0,2}
+          (?:[\u00a0\u2009\u202f][0-9]{3}(?![0-9]))++ (?:\.[0-9]++)?+ (?!\ ?/)
         | [0-9]++ (?:\.[0-9]++)?
         | (?<![0-9.])\.[0-9]++                # .5, though not in a row of dots: ...5
     )
-    (?P<rest>(?:[eE][-+]?[0-9]|\.[0-9]|\w)*+) # letters of a unit (5kg), or no plain number (1e5)
+    (?P<rest>                                 # letters of a unit (5kg), or no plain number:
+        (?:
+            \ ?\^(?!\ ?{?\ ?\\circ)           # 5^2, but 90^\circ
+            | [\u00b2\u00b3\u00b9\u2070-\u207f\u03c0] | \ ?\\pi\b  # superscripts, and pi
+        )?
+        (?:[eE][-+]?[0-9]|\.[0-9]|\w)*+       # 1e5, 1.2.3
+    )
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -78,24 +95,34 @@ def numbers_used(text: str) -> list[Fraction] | None:
 def last_number(text: str) -> Fraction | None:
     """The last plain decimal number in free text; None if there is none, or it is out of bounds.
 
-    Reads `1,234.50`, `$5`, `-$5`, `50%` (as 50), `.5` and `5kg`. A minus sign belongs to the number
-    only where nothing stands before it that it could be taken from: of `8-5` the last is 5. Passed
-    over are digits in a word (`x2`), other notations (`1e5`, `0x10`, `1_000`, `1.2.3`) and digits
-    that are not ASCII. Of a text longer than `MAX_TAIL`, whole words from its end are read.
+    Reads `1,234.50` (groups of three: of `1,23` the last is 23), `$5`, `-$5`, `50%` (as 50), `.5`
+    and `5kg`. No-break and thin blanks group as commas do; plain ones stand between numbers: of
+    `1 234` the last is 234. A minus sign belongs to the number only where nothing stands before it
+    that it could be taken from: of `8-5` the last is 5. Passed over, as if they were not there, are
+    powers (both numbers of `5^2`, `10²`), digits in a word (`x2`), multiples of i, e and pi that
+    touch them (`3i`, `5pi`), other notations (`1e5`, `0x10`, `1_000`, `1.2.3`) and digits that are
+    not ASCII.
+    Of a text longer than `MAX_TAIL`, whole words from its end are read.
     """
     tail = text
     if len(text) > MAX_TAIL:
         # The first word of the tail may have lost its beginning.
         tail = " ".join(text[-MAX_TAIL:].split(maxsplit=1)[1:])
-    plain = [token for token in TOKEN.finditer(tail) if token["number"] and _is_unit(token["rest"])]
+    plain = plain_numbers(tail)
     if not plain or len(plain[-1]["number"]) > MAX_CHARACTERS:
         return None
-    value = Fraction(plain[-1]["number"].replace(",", ""))
+    value = Fraction(plain[-1]["number"].translate(WITHOUT_GROUPS))
     return (-value if plain[-1]["minus"] else value) if _in_bounds(value) else None
 
 
+def plain_numbers(text: str) -> list[re.Match]:
+    """The tokens of all plain decimal numbers in a text; `last_number` says what they are."""
+    tokens = [token for token in TOKEN.finditer(text) if token["number"]]
+    return [token for token in tokens if not token["rest"] or _is_unit(token["rest"])]
+
+
 def _is_unit(rest: str) -> bool:
-    return rest == "" or rest.isalpha()
+    return rest.isascii() and rest.isalpha() and rest not in NO_UNITS
 
 
 def _in_bounds(value: Fraction) -> bool:

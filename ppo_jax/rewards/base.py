@@ -1,12 +1,12 @@
 """What a reward is: on the device or on the host, alone or as a weighted list."""
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.returned import MAX_FLOAT32, as_code
+from ppo_jax.rewards.checks import is_number
 from ppo_jax.types import Array, PyTree, Rollout
 
 SIGNATURES = (
@@ -130,10 +130,10 @@ def _is_pair(item) -> bool:
 
 
 def _parse_weight(weight, item) -> float:
-    is_number = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
-    if not is_number or not math.isfinite(weight):
+    if not is_number(weight) or abs(weight) > MAX_FLOAT32:
         raise ConfigError(
-            f"reward {_name(item)}: weight {weight!r} is not a finite number; {SIGNATURES}"
+            f"reward {_name(item)}: weight {as_code(weight)} is not a finite number of float32; "
+            f"{SIGNATURES}"
         )
     return float(weight)
 

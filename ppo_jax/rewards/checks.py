@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppo_jax.errors import ConfigError, DataError
+from ppo_jax.returned import as_code
 from ppo_jax.text import install_hint
 
 
@@ -31,9 +32,30 @@ def need_whole(reward: str, option: str, value: Any, low: int) -> int:
     """The value of an option; ConfigError unless it is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(
-            f"reward {reward}: {option} is {value!r}; expected a whole number of at least {low}"
+            f"reward {reward}: {option} is {as_code(value)}; expected a whole number of at least "
+            f"{low}"
         )
     return value
+
+
+def whole_argument(name: str, value: Any, low: int, high: int) -> int:
+    """The value of an argument; ConfigError unless it is a whole number from `low` to `high`."""
+    nearest = nearest_whole(value, low, high)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and nearest == value:
+        return nearest
+    raise ConfigError(
+        f"{name}={as_code(value)}: must be a whole number from {low} to {high}; "
+        f"nearest valid: {nearest}"
+    )
+
+
+def nearest_whole(value: Any, low: int, high: int) -> int:
+    """The whole number from `low` to `high` next to a value; `low` for what is no number."""
+    try:
+        number = int(value) if isinstance(value, numbers.Integral) else int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return low
+    return max(low, min(number, high))
 
 
 def need_choice(reward: str, option: str, value: Any, choices: Sequence[str]) -> None:

@@ -19,9 +19,11 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
+from urllib.request import OpenerDirector
 
 from ppo_jax.errors import ConfigError, DataError, RewardError
 from ppo_jax.rewards.checks import is_number, need_number, need_whole
+from ppo_jax.rewards.http_deadline import within
 from ppo_jax.text import one_line, visible
 
 MAX_BYTES_PER_ROW = 1 << 16  # of a reply, beside 1 MiB
@@ -63,11 +65,12 @@ def endpoint(
 ) -> Callable[..., list[float]]:
     """Reward: the scores an HTTP endpoint gives, in requests of `batch_size` rows (None: one).
 
-    `columns` names what is sent beside prompts and responses (None: all). A try has `timeout`
-    seconds; 429, 5xx, a lost connection and a try out of time are tried `retries` times more,
-    after backoff * 2^k seconds, of which a random half is left out so that workers do not come
-    back together, or what Retry-After asks for, if that is longer. Credentials in the URL are sent
-    as basic authentication; redirects are not followed.
+    `columns` names what is sent beside prompts and responses (None: all). A try, from looking up
+    the host to the last byte of the reply, has `timeout` seconds; 429, 5xx, a lost connection and a
+    try out of time are tried `retries` times more, after backoff * 2^k seconds, of which a random
+    half is left out so that workers do not come back together, or what Retry-After asks for, if
+    that is longer. Credentials in the URL are sent as basic authentication; redirects are not
+    followed.
 
     All of it must fit into `reward.timeout`, or the reward's process is ended before it can name
     the URL. With the defaults, a server that hangs fails a request in 3 * 8 + 1.5 = 25.5 seconds,
@@ -164,10 +167,18 @@ def _ask(target: Target, rows: dict[str, list], count: int) -> list[float]:
 
 def _post(target: Target, body: bytes, count: int) -> bytes:
     """The reply to one try. Raises RewardError if it is refused, `_Again` if it may yet succeed."""
+    try:
+        return within(target.timeout, lambda opener: _reply(target, body, count, opener))
+    except TimeoutError:
+        raise _Again(f"did not answer in {target.timeout:g} s") from None
+
+
+def _reply(target: Target, body: bytes, count: int, opener: OpenerDirector) -> bytes:
+    """What `_post` gives. Raises TimeoutError as well."""
     until = time.monotonic() + target.timeout
     request = urllib.request.Request(target.url, body, target.headers, method="POST")
     try:
-        with _opener().open(request, timeout=target.timeout) as reply:
+        with opener.open(request, timeout=target.timeout) as reply:
             return _read(target, reply, until, (1 << 20) + count * MAX_BYTES_PER_ROW)
     except urllib.error.HTTPError as error:
         with error:
@@ -182,7 +193,7 @@ def _post(target: Target, body: bytes, count: int) -> bytes:
     except (TimeoutError, urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise _Again(f"did not answer in {target.timeout:g} s") from None
+            raise TimeoutError from None
         kind = type(reason).__name__
         raise _Again(f"no connection ({kind}: {_safe(target, str(reason))})") from None
 
@@ -242,12 +253,3 @@ def _safe(target: Target, text: str) -> str:
     for secret in sorted(target.secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return visible(" ".join(text.split())[:MAX_SHOWN])
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:  # its status is then an error
-        return None
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirect)

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import math
-import numbers
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -11,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ppo_jax.errors import RewardError
+from ppo_jax.returned import as_number, as_text, what_raised
 from ppo_jax.rewards.base import Part, column_parameters, parameters_of
-from ppo_jax.text import one_line
 
 SEEDS = "seeds"  # column a host reward may take: a whole number a row, the same when resumed
 OnError = Literal["abort", "mask"]
@@ -125,7 +124,7 @@ def _call(part: Part, rows: Rows, on_error: OnError, mark: Mark) -> HostScores:
         result = part.host(prompts, responses, **columns)
     except (Exception, SystemExit) as error:
         where = stood_at(rows, at[0])
-        raise RewardError(f"reward {part.name} raised on {where}: {_what(error)}") from error
+        raise RewardError(f"reward {part.name} raised on {where}: {what_raised(error)}") from error
     scores, failed = {}, {}
     for name, values in _named(part, result, rows).items():
         scores[name], bad = _checked(name, values, rows)
@@ -147,7 +146,7 @@ def _named(part: Part, result: Any, rows: Rows) -> dict[str, Any]:
     except Exception as error:  # an int may have too many digits to be written
         raise RewardError(
             f"reward {part.name} returned a {type(result).__name__} for {where} whose keys cannot "
-            f"be read: {_what(error)}"
+            f"be read: {what_raised(error)}"
         ) from error
     if not named:
         raise RewardError(
@@ -202,10 +201,10 @@ def _checked(name: str, values: Any, rows: Rows) -> tuple[np.ndarray, dict[int, 
     """The scores of one part as float32 [B], and what is wrong with which rows."""
     scores_B, bad = np.zeros(len(rows.numbers), np.float32), {}
     for row, value in enumerate(_as_list(name, values, rows)):
-        number = _number(value)
+        number = as_number(value)
         if number is None or not math.isfinite(number):
             kind = type(value).__name__
-            bad[row] = f"{_shown(value)} of type {kind} is not a finite number"
+            bad[row] = f"{as_text(value)} of type {kind} is not a finite number"
         else:
             scores_B[row] = number
     return scores_B, bad
@@ -219,7 +218,7 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
         except Exception as error:  # one that is part of a gradient, or not on this device
             raise RewardError(
                 f"reward {name} returned a {type(values).__name__} that is no array for "
-                f"{stood_at(rows, -1)}: {_what(error)}"
+                f"{stood_at(rows, -1)}: {what_raised(error)}"
             ) from error
         # [B, 1] is not let through: it would broadcast against [B].
         if array.shape != (size,):
@@ -230,7 +229,7 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
         values = array.tolist()
     if not isinstance(values, list | tuple):
         raise RewardError(
-            f"reward {name} returned {type(values).__name__} {_shown(values)} for "
+            f"reward {name} returned {type(values).__name__} {as_text(values)} for "
             f"{stood_at(rows, -1)}; expected a list of {size} numbers, or a dict of such lists"
         )
     try:
@@ -238,41 +237,10 @@ def _as_list(name: str, values: Any, rows: Rows) -> list | tuple:
     except Exception as error:  # of a class of its own
         raise RewardError(
             f"reward {name} returned a {type(values).__name__} that cannot be read for "
-            f"{stood_at(rows, -1)}: {_what(error)}"
+            f"{stood_at(rows, -1)}: {what_raised(error)}"
         ) from error
     if len(values) != size:
         short = len(values) < size
         which = f"none for {rows.where(len(values))}" if short else f"the first: {rows.where(0)}"
         raise RewardError(f"reward {name} returned {len(values)} values for {size} rows; {which}")
     return values
-
-
-def _number(value: Any) -> float | None:
-    """As float32 holds it (beyond its range: inf), or None if it is no number."""
-    try:
-        if getattr(value, "ndim", None) == 0 and hasattr(value, "__array__"):
-            value = np.asarray(value).item()  # scalars of numpy, JAX or torch
-        if not isinstance(value, numbers.Real):
-            return None
-        with np.errstate(over="ignore"):
-            return float(np.float32(float(value)))
-    except OverflowError:  # an int or a fraction beyond float64
-        return math.inf
-    except Exception:  # part of a gradient, not on this device, or of a class of its own
-        return None
-
-
-def _shown(value: Any) -> str:
-    """The start of its text; a class or Python's limit of digits may refuse to give one."""
-    try:
-        return repr(str(value)[:80])
-    except Exception as error:
-        return f"a value without a text ({type(error).__name__})"
-
-
-def _what(error: BaseException) -> str:
-    """The kind of an error and, where it has one, its text."""
-    try:
-        return f"{type(error).__name__}: {one_line(error)}"
-    except Exception:
-        return type(error).__name__

@@ -17,7 +17,7 @@ a cost that does not depend on the length of the tokens. Keys of several words: 
 import importlib.util
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,9 @@ import numpy as np
 from jax import lax
 
 from ppo_jax.errors import ConfigError
+from ppo_jax.returned import MAX_FLOAT32, as_code
 from ppo_jax.rewards.base import DeviceReward
+from ppo_jax.rewards.checks import is_number
 from ppo_jax.rewards.phrases import MAX_WORDS, PhraseTables, phrase_tables, sum_of_longest
 from ppo_jax.rewards.word_hashes import (
     WORD,
@@ -76,10 +78,13 @@ def lexicon(words: dict[str, float], name: str = "lexicon", alpha: float = 15.0)
     no other: with "not good", "not" and "good", the text "not good" has one key, whatever its
     valence, and "not very good" two.
 
-    Raises `ConfigError` for a key that can never match.
+    Raises `ConfigError` for a key that can never match, and for a valence that is no finite number
+    or beyond float32.
     """
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"reward {name}: alpha must be a finite number above 0, got {alpha!r}")
+    if not is_number(alpha) or not 0 < alpha <= MAX_FLOAT32:
+        raise ConfigError(
+            f"reward {name}: alpha is {_shown(alpha)}; expected a finite number above 0 (15.0)"
+        )
     valences = _checked_words(words, name)
     if any(b" " in key for key in valences):
         return _of_phrases(valences, name, alpha)
@@ -189,8 +194,25 @@ def _token_tables(bytes_VN, lengths_V, valences: dict[bytes, float], family: Has
 
 
 def _checked_words(words: dict[str, float], name: str) -> dict[bytes, float]:
+    if not isinstance(words, Mapping):
+        raise ConfigError(
+            f"reward {name}: words is a {type(words).__name__}; expected a dict of words and their "
+            "valences, such as {'good': 1.0}"
+        )
     valences: dict[bytes, float] = {}
     for word, valence in words.items():
+        if not isinstance(word, str):
+            raw = word if isinstance(word, bytes) else as_code(word).encode()
+            near = b" ".join(WORD.findall(raw[:40])[:MAX_WORDS]).decode("utf-8", "replace")
+            raise ConfigError(
+                f"reward {name}: the word {as_code(word)[:40]} is of type {type(word).__name__}; "
+                f"expected a string, such as {near or 'good'!r}"
+            )
+        if not is_number(valence) or abs(valence) > MAX_FLOAT32:
+            raise ConfigError(
+                f"reward {name}: the valence of {word!r} is {_shown(valence)}; expected a finite "
+                f"number; nearest valid: {_nearest(valence):g}"
+            )
         parts = word.encode().lower().split(b" ")  # bytes: ASCII letters only
         if not all(map(WORD.fullmatch, parts)):
             near = b" ".join(WORD.findall(word.encode())).decode()
@@ -203,10 +225,23 @@ def _checked_words(words: dict[str, float], name: str) -> dict[bytes, float]:
             raise ConfigError(
                 f"reward {name}: {word!r} has {len(parts)} words; expected at most {MAX_WORDS}"
             )
-        if not math.isfinite(valence):
-            raise ConfigError(f"reward {name}: the valence of {word!r} is {valence}, not finite")
         if valences.setdefault(b" ".join(parts), float(valence)) != valence:
             raise ConfigError(f"reward {name}: {word!r} is given twice, with different valences")
     if not valences:
         raise ConfigError(f"reward {name}: the lexicon is empty")
     return valences
+
+
+def _shown(value: Any) -> str:
+    too_large = is_number(value) and abs(value) > MAX_FLOAT32
+    return "beyond float32" if too_large else as_code(value)[:40]
+
+
+def _nearest(value: Any) -> float:
+    try:
+        number = float(value)
+        return 0.0 if math.isnan(number) else max(-MAX_FLOAT32, min(number, MAX_FLOAT32))
+    except OverflowError:
+        return math.copysign(MAX_FLOAT32, value > 0 or -1)
+    except (TypeError, ValueError):
+        return 0.0

@@ -14,6 +14,7 @@ from ppo_jax.errors import ConfigError
 from ppo_jax.rewards.regex_nfa import Nfa, Refused, read
 
 MAX_STATES = 8192  # before the automaton is made as small as can be
+MAX_STEPS = 1 << 21  # from node to node, to make it: about half a second
 
 
 class Dfa(NamedTuple):
@@ -37,7 +38,8 @@ def compile_dfa(pattern: str | bytes, where: str) -> Dfa:
     the inline flags `a s x`.
 
     Raises `ConfigError`, one line that begins with `where` and names the pattern, for anything
-    else, for a pattern that matches nothing at all, and for one that takes more than `MAX_STATES`.
+    else, for a pattern that matches nothing at all, and for one that takes more than `MAX_STATES`
+    or `MAX_STEPS`.
     """
     shown = repr(pattern) if len(pattern) <= 80 else f"{pattern[:80]!r}..."
     try:
@@ -56,7 +58,7 @@ def _subsets(nfa: Nfa, end: int) -> tuple[list[list[int]], list[bool], np.ndarra
     cuts = {cut for edges in nfa.edges for low, high, _ in edges for cut in (low, high + 1)}
     class_256 = np.searchsorted(sorted(cuts - {0, 256}), np.arange(256), side="right")
     classes, count = class_256.tolist(), int(class_256[-1]) + 1
-    start = _closure(nfa, {0}, end)
+    start, steps = _closure(nfa, {0}, end)
     states, queue, table = {start: 0}, [start], []
     for state in queue:
         moves: list[set[int]] = [set() for _ in range(count)]
@@ -66,7 +68,10 @@ def _subsets(nfa: Nfa, end: int) -> tuple[list[list[int]], list[bool], np.ndarra
                     moves[number].add(target)
         row = []
         for move in moves:
-            after = _closure(nfa, move, end)
+            after, more = _closure(nfa, move, end)
+            steps += more
+            if steps > MAX_STEPS:
+                raise Refused(f"its automaton takes more than {MAX_STEPS} steps to make")
             if after not in states:
                 if len(states) >= MAX_STATES:
                     raise Refused(f"its automaton takes more than {MAX_STATES} states")
@@ -77,15 +82,18 @@ def _subsets(nfa: Nfa, end: int) -> tuple[list[list[int]], list[bool], np.ndarra
     return table, [end in state for state in queue], class_256.astype(np.uint8)
 
 
-def _closure(nfa: Nfa, nodes: set[int], end: int) -> frozenset[int]:
-    """All that is reached without reading, of which only what reads, or the end, matters."""
-    found, stack = set(nodes), list(nodes)
+def _closure(nfa: Nfa, nodes: set[int], end: int) -> tuple[frozenset[int], int]:
+    """All that is reached without reading, of which only what reads, or the end, matters; and the
+    steps that took."""
+    found, stack, steps = set(nodes), list(nodes), 1 + len(nodes)
     while stack:
-        for node in nfa.free[stack.pop()]:
+        free = nfa.free[stack.pop()]
+        steps += len(free)
+        for node in free:
             if node not in found:
                 found.add(node)
                 stack.append(node)
-    return frozenset(node for node in found if nfa.edges[node] or node == end)
+    return frozenset(node for node in found if nfa.edges[node] or node == end), steps
 
 
 def _minimise(table: list[list[int]], accepts: list[bool], class_256: np.ndarray) -> Dfa:

@@ -1,0 +1,44 @@
+"""The shape of Ziegler's curves on SmolLM2: the KL goes to its target, and what it costs is found.
+
+    ppo-jax sweep ziegler
+    ppo-jax report ziegler      (--window 0.5 --metrics objective/kl: mean of the last half)
+
+Question: does the adaptive coefficient of 1909.08593, without our damping of it, bring the KL to
+its target and hold it there? The target is 2 nats of a continuation of 24 tokens: 60 iterations of
+32 sequences on a CPU, where Ziegler's 6 nats had 1,953 of 512. It moves by up to 8 % an iteration
+for that, theirs by 1 %.
+
+Published: Ziegler et al. 2019 (arXiv 1909.08593) and its reproduction ("The N implementation
+details of RLHF with PPO", Hugging Face blog, 2023), GPT-2 of 124 million weights, ten seeds, read
+off the plot: the KL overshoots 6 to about 7.5 and is 6.0 flat; the coefficient dips from 0.15 to
+0.11 and rises to 0.25; the score less the KL's cost spikes, dips and recovers; the score rises
+throughout.
+
+Prediction, before any run: in each seed the coefficient falls below half of its start while the KL
+is below 2, and ends above its lowest value by half or more; the KL passes 2.4 once, and its mean
+over the last half is within 10 % of 2. The score rises. Score less cost does not dip: with rewards
+below 1 the coefficient is small where the KL is large. It fails if a mean KL of the last half is
+off by more, or if a coefficient does not turn.
+
+Hardware: two CPU cores and 10 GB of memory, 3 runs of about 14 minutes, each by itself, by
+estimate. Not yet run.
+"""
+
+from ppo_jax.config import replace
+from ppo_jax.experiment import load_experiment
+
+PARENT = load_experiment("sentiment")
+BASE = replace(
+    PARENT.base,
+    **{
+        "run.iterations": 60,
+        "optim.schedule": "linear",
+        "hparams.kl_coef": 0.15,
+        "hparams.kl_target": 2.0,
+        "hparams.kl_damping": 0.0,
+    },
+)
+
+RUNS = {"target=2": {}}
+SEEDS = range(3)
+METRICS = ("objective/kl", "objective/kl_coef", "objective/scores", "objective/rlhf_reward")
