@@ -89,7 +89,7 @@ def test_a_run_that_learns_is_left_alone(config):
 def test_committed_runs_are_left_alone(path):
     target = 1.5 if "target1.5" in path.stem else 3.0
     rows = read_metrics(path)
-    assert len(rows) > 30
+    assert len(rows) >= 30
     assert lines(replace(ADAPTIVE, **{"hparams.kl_target": target}), rows) == {}
 
 
