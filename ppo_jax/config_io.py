@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -117,7 +118,13 @@ def _decode(hint: Any, value: Any, key: str, root: type) -> Any:
     if isinstance(value, list) and any(typing.get_origin(option) is tuple for option in options):
         return tuple(value)
     if float in options and int not in options and _is_number(value):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            expected = f"at most {sys.float_info.max:.2g} in size"
+            raise ConfigError(
+                f"{key}: an integer beyond float's range; expected {expected}"
+            ) from None
     return value
 
 

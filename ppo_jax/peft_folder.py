@@ -6,7 +6,7 @@ as [out, rank], whatever the orientation of the matrix they are beside.
 
 import difflib
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def _check_fields(file: Path, raw: Mapping[str, Any]) -> tuple[int, float]:
     rank, alpha = raw["r"], raw["lora_alpha"]
     if type(rank) is not int or rank < 1:
         raise ConfigError(f"{file}: r = {short(rank)}: expected a whole number of at least 1")
-    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+    if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
         raise ConfigError(f"{file}: lora_alpha = {short(alpha)}: expected a finite number")
     return rank, float(alpha)
 

@@ -92,6 +92,7 @@ def test_integers_are_floats_where_floats_are_meant():
         ([], ["object"]),
         ({"hparams": {"kl_coef": "high"}}, ["hparams.kl_coef", "float"]),
         ({"hparams": {"kl_coef": True}}, ["hparams.kl_coef", "float"]),
+        ({"hparams": {"kl_coef": -(10**400)}}, ["hparams.kl_coef", "float", "1.8e+308"]),
         ({"run": {"progress": 1}}, ["run.progress", "bool"]),
         ({"ppo": {"advantage": "gea"}}, ["ppo.advantage", "gea", "nearest valid: gae"]),
         ({"rollout": {"stop_token_ids": [1, "x"]}}, ["rollout.stop_token_ids", "int"]),

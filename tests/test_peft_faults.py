@@ -66,7 +66,7 @@ REFUSED = {
     "kasa_config": [{}, {"beta": 1e-4}],
     "a_field_of_tomorrow": [True, "x", 0, {}],
     "r": [0, -1, 2.0, True, "3", None],
-    "lora_alpha": [None, "8", True, float("nan"), float("inf")],
+    "lora_alpha": [None, "8", True, float("nan"), float("inf"), 10**400],
 }
 
 

@@ -175,11 +175,10 @@ def _post(target: Target, body: bytes, count: int) -> bytes:
 
 def _reply(target: Target, body: bytes, count: int, opener: OpenerDirector) -> bytes:
     """What `_post` gives. Raises TimeoutError as well."""
-    until = time.monotonic() + target.timeout
     request = urllib.request.Request(target.url, body, target.headers, method="POST")
     try:
         with opener.open(request, timeout=target.timeout) as reply:
-            return _read(target, reply, until, (1 << 20) + count * MAX_BYTES_PER_ROW)
+            return _read(target, reply, (1 << 20) + count * MAX_BYTES_PER_ROW)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 429 or error.code >= 500:
@@ -198,16 +197,14 @@ def _reply(target: Target, body: bytes, count: int, opener: OpenerDirector) -> b
         raise _Again(f"no connection ({kind}: {_safe(target, str(reason))})") from None
 
 
-def _read(target: Target, reply: Any, until: float, most: int) -> bytes:
-    """The whole reply. What comes drop by drop has no more time than what does not come."""
+def _read(target: Target, reply: Any, most: int) -> bytes:
+    """The whole reply."""
     blocks, size = [], 0
     while block := reply.read1(1 << 16):
         blocks.append(block)
         size += len(block)
         if size > most:
             raise _error(target, f"answered more than {most} bytes")
-        if time.monotonic() > until:
-            raise TimeoutError
     declared = reply.headers.get("Content-Length", "")
     if declared.isdigit() and size < int(declared):  # `read1` does not mind an early end
         raise http.client.IncompleteRead(b"", int(declared) - size)
