@@ -4,6 +4,7 @@ A change goes the way of a flag: `hparams.lam` to `ppo-jax train`, `sft.run.iter
 stage, which is then in a cell of its own, as are the stages that start from it.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class Link(NamedTuple):
 
     command: str  # of ppo-jax: sft, reward-model, train
     config: Config
-    words: tuple[str, ...]  # the command's flags
+    words: tuple[str, ...]  # the command's flags, but for run.cell
     needs: tuple[str, ...]  # commands of all the stages that it starts from, in order
     label: str = ""  # of a stage that is not as the file has it
 
@@ -83,8 +84,8 @@ def _link(
     labels = [before[need].label for need in needs if before[need].label]
     label = ",".join([*labels, *(f"{key}={text_of(value)}" for key, value in typed.items())])
     if is_stage and label:
-        words = (*words, f"--run.cell={command}-{label}")
-        config = _config(experiment, command, words, where)
+        run = dataclasses.replace(config.run, cell=f"{command}-{label}")
+        config = _checked(experiment, command, dataclasses.replace(config, run=run), where)
     return Link(command, config, words, needs, label if is_stage else "")
 
 
@@ -110,10 +111,14 @@ def _source(experiment: Experiment) -> str:
 
 
 def _config(experiment: Experiment, command: str, words: tuple[str, ...], what: str) -> Config:
-    """The config that the command has with these flags, checked."""
+    """The config that the command has with these flags."""
     experiment, own = with_cells(experiment, words)
     base = stage(experiment, STAGES[command])
     config = read_config(f"{command} {experiment.name}", own, base)
+    return _checked(experiment, command, config, what)
+
+
+def _checked(experiment: Experiment, command: str, config: Config, what: str) -> Config:
     try:
         check_config(config)
         if command != "train":
