@@ -6,7 +6,7 @@ aim itself: a rule, as REWARD is, which nothing is trained on.
 A file may start from another one: `PARENT = load_experiment("arithmetic")` gives it all that it
 does not define itself, `BASE = replace(PARENT.base, **{"ppo.epochs": 1})` a little of it changed.
 A file that trains SFT or a reward model alone has no need of BASE and REWARD.
-GRID or RUNS, SEEDS and METRICS make it a sweep (`variants`); these a PARENT does not hand on.
+GRID or RUNS, SEEDS, METRICS and WINDOWS make it a sweep (`variants`); a PARENT does not hand them on.
 """
 
 import ast
@@ -36,7 +36,8 @@ NEEDED = {
     "REWARD": "a reward function, or a list with weights",
 }
 JUDGE = "judge."  # before the name of a part of JUDGE
-SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS")  # names of a file that `ppo-jax sweep` reads
+# What `ppo-jax sweep` reads of a file.
+SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS", "WINDOWS")
 # Path of a file that is being run, and the experiment files that it has loaded.
 _running: list[tuple[Path, list[Path]]] = []
 

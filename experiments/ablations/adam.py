@@ -1,7 +1,7 @@
 """Where Adam's epsilon stands, and how large it is: sums, right or wrong.
 
     ppo-jax sweep adam --vmap
-    ppo-jax report adam                 (the first iterations: curves.csv and the plots)
+    ppo-jax report adam
 
 Question: are the first steps of PPO larger with the form of Adam that PyTorch and optax have, in
 which epsilon is added after the bias correction, than with TensorFlow's, in which it is added
@@ -34,3 +34,4 @@ BASE = replace(
 GRID = {"optim.adam": ("optax", "tensorflow"), "optim.eps": (1e-5, 1e-8)}
 SEEDS = range(3)
 METRICS = ("eval/scores", "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg")
+WINDOWS = {"policy/approxkl_avg": (0, 50), "policy/clipfrac_avg": (0, 50)}

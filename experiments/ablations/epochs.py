@@ -11,10 +11,10 @@ minibatch, as do the N+ details (Huang et al. 2024, arXiv 2403.17031). Noukhovit
 
 Prediction, before any run: held-out sums rise from 1 step to 4 by more than the interval, stay
 within it up to 16 (4 x 4), and with 32 (8 x 4) are no more than with 8 (2 x 4). KL to the start
-and clipped share rise with the number of steps, so that right sums a nat fall. As many steps by
-epochs or by minibatches (4 x 1, 1 x 4) end with the same sums; 4 x 1 has the larger clipped share,
-its later steps being on tokens seen before. It fails if 1 step has as many sums right as 4, or if
-32 has more than all others by more than the interval.
+and clipped share (of all iterations) rise with the number of steps, so that right sums a nat fall.
+As many steps by epochs or by minibatches (4 x 1, 1 x 4) end with the same sums; 4 x 1 has the
+larger clipped share, its later steps being on tokens seen before. It fails if 1 step has as many
+sums right as 4, or if 32 has more than all others by more than the interval.
 
 Hardware: two CPU cores; 24 runs of 40 s to 2.5 minutes, and SFT of 40 s for each of the three
 seeds, by estimate. Not yet run.
@@ -37,3 +37,4 @@ METRICS = (
     "policy/approxkl_avg",
     "policy/clipfrac_avg",
 )
+WINDOWS = {"policy/approxkl_avg": (0, 200), "policy/clipfrac_avg": (0, 200)}  # all of a run

@@ -19,8 +19,10 @@ Prediction, before any run: the score's size against 0.05 is what counts, as bet
 fewer than at 1 by more than the interval. The normalised run has a KL between those of 1 and 10: a
 deviation of 0.3 to 0.5 of a right sum makes a scale of 2 to 3. Clipped at 1, its KL is no larger.
 It fails if the KL does not rise with the scale, or if the normalised run's is outside of the two.
+On the trunk that the critic shares, a score of 10 is also a critic's loss a hundred times as large;
+with a critic of its own the KL at 10 is above that at 1 all the same.
 
-Hardware: two CPU cores; 15 runs of about a minute, and SFT of 40 s for each of the three seeds, by
+Hardware: two CPU cores; 21 runs of about a minute, and SFT of 40 s for each of the three seeds, by
 estimate. Not yet run.
 """
 
@@ -39,6 +41,10 @@ NORMALISED = {**PENALTY, "reward.normalize_scores": True}
 RUNS = {f"scale={c:g}": {**PENALTY, "hparams.score_clip": c} for c in (1.0, 0.1, 10.0)} | {
     "normalised": NORMALISED,
     "normalised,clip=1": {**NORMALISED, "hparams.score_clip": 1.0},
+}
+RUNS |= {
+    f"scale={c:g},separate": {**PENALTY, "hparams.score_clip": c, "model.critic": "separate"}
+    for c in (1.0, 10.0)
 }
 SEEDS = range(3)
 METRICS = ("eval/exact_match", "reward/exact_match", "objective/kl", "value/explained_variance")

@@ -20,8 +20,11 @@ without it tenfold, so that whitening, which is to make the scale harmless, lose
 rewards have as many sums right as scale 1, and with the penalty the same KL as without within the
 intervals: score and penalty are divided by one number. It fails if whitening makes a difference at
 scale 1, if scale 10 loses nothing, or if whitened rewards move the KL by more than the interval.
+On a trunk that the critic shares, its loss stands beside the policy's, so that the scale of the
+advantages is not all that varies. With a critic of its own it is: then whitened advantages have as
+many sums right at 10 as at 1, to 0.05, and advantages that are not whitened too, by Adam.
 
-Hardware: two CPU cores; 27 runs of about a minute, and SFT of 40 s for each of the three seeds, by
+Hardware: two CPU cores; 39 runs of about a minute, and SFT of 40 s for each of the three seeds, by
 estimate. Not yet run.
 """
 
@@ -45,6 +48,15 @@ RUNS = {
     "rewards,scale=1": {**ONE, **REWARDS},
     "advantages,scale=1,beta=0.05": {**ONE, **PENALTY},
     "rewards,scale=1,beta=0.05": {**ONE, **PENALTY, **REWARDS},
+}
+RUNS |= {
+    f"{name},scale={scale:g},separate": {
+        "ppo.whiten_advantages": on,
+        "hparams.score_clip": scale,
+        "model.critic": "separate",
+    }
+    for name, on in (("advantages", True), ("nothing", False))
+    for scale in (1.0, 10.0)
 }
 SEEDS = range(3)
 METRICS = ("eval/exact_match", "reward/exact_match", "objective/kl", "value/explained_variance")

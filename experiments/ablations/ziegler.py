@@ -1,7 +1,7 @@
 """The shape of Ziegler's curves on SmolLM2: the KL goes to its target, and what it costs is found.
 
     ppo-jax sweep ziegler
-    ppo-jax report ziegler      (--window 0.5 --metrics objective/kl: mean of the last half)
+    ppo-jax report ziegler
 
 Question: does the adaptive coefficient of 1909.08593, without our damping of it, bring the KL to
 its target and hold it there? The target is 2 nats of a continuation of 24 tokens: 60 iterations of
@@ -42,3 +42,4 @@ BASE = replace(
 RUNS = {"target=2": {}}
 SEEDS = range(3)
 METRICS = ("objective/kl", "objective/kl_coef", "objective/scores", "objective/rlhf_reward")
+WINDOWS = {"objective/kl": (30, 60)}
