@@ -6,7 +6,7 @@ aim itself: a rule, as REWARD is, which nothing is trained on.
 A file may start from another one: `PARENT = load_experiment("arithmetic")` gives it all that it
 does not define itself, `BASE = replace(PARENT.base, **{"ppo.epochs": 1})` a little of it changed.
 A file that trains SFT or a reward model alone has no need of BASE and REWARD.
-GRID or RUNS, SEEDS, METRICS and WINDOWS make it a sweep (`variants`); a PARENT does not hand them on.
+GRID or RUNS, SEEDS, METRICS and WINDOWS make it a sweep (`variants`); a PARENT hands none on.
 """
 
 import ast

@@ -19,7 +19,7 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.flags import STAGES, with_cells
 from ppo_jax.pipeline import check_roots, commands_of
 from ppo_jax.resume import FREE
-from ppo_jax.variants import named_changes, read_metrics, read_seeds
+from ppo_jax.variants import named_changes, read_metrics, read_seeds, read_windows
 
 DIGITS = 8  # of a hash
 # What no result hangs on beside run.* and parallel.*; the content of data.path is compared.
@@ -57,14 +57,18 @@ class Grid(NamedTuple):
     stages: tuple[Cell, ...]  # of the cells; what one starts from stands before it
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
+    windows: dict[str, tuple[int, int]]  # of metrics that have their own
+    base: str | None  # the variant that changes nothing of BASE
 
 
 def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
     """The sweep of an experiment file. `words` are flags for all its cells, and `--sft.key value`
     those of a stage, as `ppo-jax pipeline` takes them. Raises ConfigError on the first mistake."""
     flags = _flags(experiment, words)
-    seeds, metrics = read_seeds(experiment), read_metrics(experiment)
+    seeds, windows = read_seeds(experiment), read_windows(experiment)
     cells: list[Cell] = []
+    base: str | None = None
+    known: dict[str, Any] = {}
     stages: dict[tuple[int, str], list[Cell]] = {}
     for name, changes in named_changes(experiment).items():
         chain = chain_of(experiment, flags, name, changes)
@@ -77,15 +81,20 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
                     f"{experiment.path}: two stages are called {key[1]}; expected values that "
                     "differ in letters, digits or ._=,+-"
                 )
-        configs = {need: chain[need].config for need in variant.needs}
-        check_roots({**configs, "train": variant.config}, ["dir"])
-        hashed = _hash({"train": variant.config, **configs})
+        configs = {command: chain[command].config for command in ("train", *variant.needs)}
+        _check_other(experiment, known, name, configs)
+        known[name] = configs
+        check_roots(configs, ["dir"])
+        hashed = _hash(configs)
         shown = {key: _shown(chain, key) for key in changes}
+        if base is None and _changes_nothing(experiment.base, shown):
+            base = name
         run = functools.partial(_cell, chain, "train", f"{name}-{hashed}", name, hashed, shown)
         cells += map(run, seeds)
     before = [cell for key in sorted(stages, key=itemgetter(0)) for cell in stages[key]]
     experiment, _ = with_cells(experiment, flags["train"])
-    return Grid(experiment, tuple(cells), tuple(before), seeds, metrics)
+    metrics = read_metrics(experiment)
+    return Grid(experiment, tuple(cells), tuple(before), seeds, metrics, windows, base)
 
 
 def _flags(experiment: Experiment, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -138,6 +147,21 @@ def _hash(configs: Mapping[str, Config]) -> str:
         if command != "train" and config.run.cell != command
     ]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:DIGITS]
+
+
+def _check_other(
+    experiment: Experiment, known: Mapping[str, Any], name: str, configs: Mapping[str, Config]
+) -> None:
+    """ConfigError where a variant that is known is the same run."""
+    for other, theirs in known.items():
+        if theirs == configs:
+            raise ConfigError(f"{experiment.path}: {other} and {name} are the same; leave one out")
+
+
+def _changes_nothing(base: Config, shown: Mapping[str, Any]) -> bool:
+    inside = lambda node, part: node.get(part) if isinstance(node, dict) else None
+    own = to_dict(base)
+    return all(functools.reduce(inside, key.split("."), own) == shown[key] for key in shown)
 
 
 def _shown(chain: Mapping[str, Link], key: str) -> Any:

@@ -240,6 +240,8 @@ def _sweep(words: list[str]) -> int:
     switches, rest = arguments.take_switches(arguments.TrainArgs, words[1:])
     own, flags = arguments.split_words(rest)
     args = parse(arguments.SweepArgs, f"sweep {words[0]}", _once(own, "--only"))
+    if "--only" in own and not args.only:  # of an empty variable of a shell, say
+        raise ConfigError("--only: expected names of cells; nearest: --list, which shows them")
     check(args)
     from ppo_jax.sweep import sweep
 

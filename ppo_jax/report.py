@@ -7,7 +7,6 @@ import importlib.util
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -15,10 +14,8 @@ from rich.text import Text
 
 from ppo_jax import console
 from ppo_jax.arguments import ReportArgs
-from ppo_jax.config_io import to_dict
 from ppo_jax.data import REPOSITORY
 from ppo_jax.errors import ConfigError, PPOJaxError, StorageError
-from ppo_jax.experiment import load_experiment
 from ppo_jax.metrics import read_samples
 from ppo_jax.report_cells import (
     KL,
@@ -31,7 +28,6 @@ from ppo_jax.report_cells import (
 )
 from ppo_jax.report_html import run_page, study_page, token_views
 from ppo_jax.report_plots import need_matplotlib, run_plots, study_plots
-from ppo_jax.report_stats import rule
 from ppo_jax.report_tables import (
     Result,
     curves_csv,
@@ -70,8 +66,9 @@ def find_runs(name: str, runs: str) -> Path:
     given, top = as_path(name, "report").expanduser(), as_path(runs, "run.dir").expanduser()
     if is_run(given):
         return given
+    # An experiment may be named with its folder, ablations/x, or by its file.
     named = top / (given.stem if given.suffix == ".py" else name)
-    for folder in (named, given):
+    for folder in (named, top / given.name, given):
         if folder.is_dir():
             return folder
     known = sorted(path.name for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
@@ -146,25 +143,9 @@ def base_of(study: Study, asked: str | None) -> tuple[str, str]:
         return asked, "as asked"
     if "base" in variants:
         return "base", "by its name"
-    file = None if study.path is None else Path(study.path)
-    own = None
-    if file is not None and file.is_file():
-        own = to_dict(load_experiment(file).base)
-    for variant in variants if study.path is not None else ():
-        changes = study.changes.get(variant, {})
-        if not changes or (own is not None and _changes_nothing(own, changes)):
-            return variant, "which is the experiment's BASE"
+    if study.base is not None:
+        return study.base, "which is the experiment's BASE"
     return variants[0], "the first (--base names another)"
-
-
-def _changes_nothing(own: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
-    for key, value in changes.items():
-        node: Any = own
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if node != value:
-            return False
-    return True
 
 
 def write_all(out: Path, contents: Mapping[str, str], *, replaced: Sequence[str] = ()) -> None:
@@ -188,7 +169,7 @@ def show(result: Result) -> None:
     """The tables on the screen, and what was left out."""
     screen = console.shared_console()
     for metric in result.study.metrics:
-        table = Table(title=visible(f"{metric}: {rule(metric, result.window)}"), box=SIMPLE)
+        table = Table(title=visible(f"{metric}: {result.rule(metric)}"), box=SIMPLE)
         table.title_justify = "left"
         names, rows = table_cells(result, metric)
         for n, name in enumerate(names):

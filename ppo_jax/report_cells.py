@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ppo_jax.errors import ConfigError, DataError, PPOJaxError, StorageError
 from ppo_jax.metrics import read_metrics
-from ppo_jax.report_stats import as_number, number_of
+from ppo_jax.report_stats import Window, number_of, values_in
 from ppo_jax.run_folder import SWEEP, RunFolder, run_folder
 from ppo_jax.stages import STAGES
 
@@ -47,7 +47,8 @@ class Study(NamedTuple):
     cells: tuple[Cell, ...]
     doc: str = ""  # question and prediction
     path: str | None = None  # of the experiment file of a sweep
-    changes: Mapping[str, Mapping[str, Any]] = {}  # of each variant of a sweep
+    windows: Mapping[str, tuple[int, int]] = {}  # iterations, of metrics that have their own
+    base: str | None = None  # the variant of a sweep that changes nothing
 
     @property
     def variants(self) -> list[str]:
@@ -108,15 +109,16 @@ def read_cell(variant: str, seed: int, root: Path) -> Cell:
     return Cell(variant, seed, root, state, rows, facts, _command(env))
 
 
-def number(cell: Cell, metric: str, window: float) -> tuple[float, str]:
+def number(cell: Cell, metric: str, window: Window) -> tuple[float, str]:
     """(the number that stands for a cell, "") or (NaN, why there is none)."""
     if not cell.done:
         return math.nan, cell.state
     found = number_of(cell.rows, metric, window)
     if math.isfinite(found):
         return found, ""
-    values = [as_number(row[metric]) for row in cell.rows if metric in row]
-    return found, f"{metric} is {values[-1]:g}" if values else f"no {metric} in its log"
+    odd = [value for value in values_in(cell.rows, metric, window) if not math.isfinite(value)]
+    where = f" at iterations {window[0]} to {window[1] - 1}" if isinstance(window, tuple) else ""
+    return found, f"{metric} is {odd[-1]:g}" if odd else f"no {metric} in its log{where}"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,28 +137,35 @@ def read_json(path: Path) -> dict[str, Any]:
 def _of_sweep(root: Path) -> Study:
     path = root / SWEEP
     given = read_json(path)
-    cells, changes = [], {}
+    cells = []
     for n, cell in enumerate(_typed(given, "cells", list, path)):
         where = f"{path}: cells[{n}]"
         if not isinstance(cell, dict):
             raise DataError(f"{where}: expected an object")
         variant, seed = _typed(cell, "name", str, where), _typed(cell, "seed", int, where)
-        changes[variant] = _typed(cell, "changes", dict, where)
         cells.append(read_cell(variant, seed, _place(root, _typed(cell, "dir", str, where))))
     metrics = _typed(given, "metrics", list, path)
     if not all(isinstance(metric, str) for metric in metrics):
         raise DataError(f"{path}: metrics: expected names")
     if not cells:
         raise DataError(f"{path}: cells: there are none")
-    doc, source = given.get("doc"), given.get("path")
+    windows = given.get("windows", {})
+    if not isinstance(windows, dict) or not all(map(_is_window, windows.values())):
+        raise DataError(f"{path}: windows: expected {{metric: [from, to]}}, got {windows!r:.60}")
+    doc, source, base = given.get("doc"), given.get("path"), given.get("base")
     return Study(
         root.name,
         tuple(metrics),
         tuple(cells),
         doc=doc if isinstance(doc, str) else "",
         path=source if isinstance(source, str) else None,
-        changes=changes,
+        windows={metric: (first, end) for metric, (first, end) in windows.items()},
+        base=base if base in {cell.variant for cell in cells} else None,
     )
+
+
+def _is_window(given: Any) -> bool:
+    return isinstance(given, list) and len(given) == 2 and all(type(x) is int for x in given)
 
 
 def _typed(given: dict[str, Any], key: str, kind: type, where: object) -> Any:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ppo_jax.metrics import first_and_last
-from ppo_jax.report_stats import rule
 from ppo_jax.report_tables import METHOD, Result, facts_of, left_out, table_cells
 from ppo_jax.text import visible
 
@@ -61,7 +60,7 @@ def study_page(result: Result, plots: Mapping[str, str], commands: Mapping[str, 
     if study.doc:
         body.append(f"<pre>{escape(study.doc, lines=True)}</pre>")
     for metric in study.metrics:
-        body.append(f"<h2>{escape(metric)}: {escape(rule(metric, result.window))}</h2>")
+        body.append(f"<h2>{escape(metric)}: {escape(result.rule(metric))}</h2>")
         body.append(table(*table_cells(result, metric)))
     missing = "".join(f"<li>{escape(line)}</li>" for line in left_out(result) or ["nothing"])
     body += ["<h2>Left out</h2>", f"<ul>{missing}</ul>"]

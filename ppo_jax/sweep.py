@@ -193,6 +193,8 @@ def _write_cells(grid: Grid) -> Path:
         "experiment": grid.experiment.name,
         "path": str(grid.experiment.path),
         "metrics": grid.metrics,
+        "windows": grid.windows,
+        "base": grid.base,
         "seeds": grid.seeds,
         "cells": cells,
         "doc": grid.experiment.doc,

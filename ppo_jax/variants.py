@@ -5,11 +5,13 @@
                                        earlier stage begins with it: "sft.run.iterations"
     SEEDS = range(5)                   else BASE's own
     METRICS = ("eval/scores",)         what `ppo-jax report` shows; else the scores in training
+    WINDOWS = {"objective/kl": (0, 50)}  iterations whose mean it shows of one; else the last ones
 
 Each mistake is one line that names the file, the key, what is expected and the nearest that is.
 """
 
 import dataclasses
+import difflib
 import functools
 import itertools
 import re
@@ -129,6 +131,24 @@ def read_metrics(experiment: Experiment) -> tuple[str, ...]:
             f'{experiment.path}: METRICS={given!r}: expected names; nearest: ("{SCORES}",)'
         )
     return tuple(given)
+
+
+def read_windows(experiment: Experiment) -> dict[str, tuple[int, int]]:
+    """WINDOWS of the file: (first, end) iterations of metrics."""
+    given, metrics = experiment.sweep.get("WINDOWS", {}), read_metrics(experiment)
+    where = f"{experiment.path}: WINDOWS"
+    if not _is_dict(given):
+        expected = f'expected iterations; nearest: {{"{metrics[0]}": (0, 50)}}'
+        raise ConfigError(f"{where}={given!r}: {expected}")
+    for metric, window in given.items():
+        if metric not in metrics:
+            near = difflib.get_close_matches(str(metric), metrics, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}: {metric!r} is not in METRICS; nearest: {near!r}")
+        whole = _is_list(window) and len(window) == 2 and all(type(x) is int for x in window)
+        if not whole or not 0 <= window[0] < window[1]:
+            expected = "expected (first, end) of iterations from 0; nearest: (0, 50)"
+            raise ConfigError(f"{where}: {metric!r}: {window!r}: {expected}")
+    return {metric: (first, end) for metric, (first, end) in given.items()}
 
 
 def _is_dict(value: Any) -> TypeGuard[dict]:

@@ -33,7 +33,9 @@ def write_run(folder, scores, *, status="done", error=None, **extra):
     return folder
 
 
-def write_sweep(root, variants, seeds, *, metrics=("objective/scores",), doc="", path="case.py"):
+def write_sweep(
+    root, variants, seeds, *, metrics=("objective/scores",), doc="", path="case.py", **more
+):
     """sweep.json of variants {name: changes}; a cell's folder is <name>-0/seed<k>."""
     root.mkdir(parents=True, exist_ok=True)
     cells = [
@@ -47,7 +49,7 @@ def write_sweep(root, variants, seeds, *, metrics=("objective/scores",), doc="",
         for name, changes in variants.items()
         for seed in seeds
     ]
-    content = {"experiment": root.name, "path": path, "metrics": list(metrics), "doc": doc}
+    content = {"experiment": root.name, "path": path, "metrics": list(metrics), "doc": doc} | more
     (root / "sweep.json").write_text(json.dumps({**content, "seeds": list(seeds), "cells": cells}))
     return root
 

@@ -12,6 +12,16 @@ FIVE = [0.31, 0.44, 0.39, 0.80, 0.52]
 NAN = float("nan")
 
 
+def test_a_metric_may_have_iterations_of_its_own():
+    rows = [{"step": step, "eval/scores": 2.0 * step, "x": float(step)} for step in range(2, 9)]
+    assert number_of(rows, "x", (3, 6)) == pytest.approx(4.0)  # 3, 4, 5
+    assert number_of(rows, "eval/scores", (0, 4)) == pytest.approx(5.0)  # 4 and 6
+    assert math.isnan(number_of(rows, "x", (0, 2)))
+    rows[2]["x"] = NAN
+    assert math.isnan(number_of(rows, "x", (3, 6))) and number_of(rows, "x", (5, 6)) == 5.0
+    assert rule("eval/scores", (3, 6)) == rule("x", (3, 6)) == "mean of iterations 3 to 5"
+
+
 def every_mean(values):
     """Means of all n^n ways to draw n of them with replacement."""
     return np.array(

@@ -63,6 +63,20 @@ def test_runs_are_named_and_seeds_alone_are_a_sweep(grid_of):
     assert grid_of("SEEDS = range(2)\n").cells[0].hash == plain.hash
 
 
+def test_the_base_is_what_changes_nothing(grid_of):
+    assert grid_of('GRID = {"hparams.lam": (0.0, 1, 0.5)}\n').base == "lam=1"
+    text = 'RUNS = {"a": {"sft.run.iterations": 9}, "b": {"model.path": "@sft"}}\n'
+    assert grid_of(text).base == "b"
+    assert grid_of('GRID = {"hparams.lam": (0.0, 0.5)}\n').base is None
+    assert grid_of("SEEDS = range(2)\n").base == "base"
+
+
+def test_windows_are_read(grid_of):
+    assert grid_of(LAMBDAS).windows == {}
+    text = 'METRICS = ("a", "b")\nWINDOWS = {"b": [0, 50]}\n'
+    assert grid_of(LAMBDAS + text).windows == {"b": (0, 50)}
+
+
 CHANGES = {
     "model.path": None,
     "model.lora.rank": 4,
@@ -189,6 +203,20 @@ MISTAKES: dict[str, tuple[str, str]] = {
         'RUNS = {"x": {"hparams": {"lam": 1}}}',
         "RUNS: hparams: expected a dotted key",
     ),
+    "the same": (
+        'RUNS = {"x": {}, "y": {"ppo.epochs": 1}, "z": {"ppo.epochs": 2}}',
+        "x and z are the same; leave one out",
+    ),
+    "no windows": (LAMBDAS + "WINDOWS = 3", "WINDOWS=3: expected iterations; nearest: {"),
+    "a window of none": (
+        LAMBDAS + 'METRICS = ("eval/scores",)\nWINDOWS = {"eval/score": (0, 5)}',
+        "WINDOWS: 'eval/score' is not in METRICS; nearest: 'eval/scores'",
+    ),
+    "an empty window": (
+        LAMBDAS + 'METRICS = ("x",)\nWINDOWS = {"x": (5, 5)}',
+        "WINDOWS: 'x': (5, 5): expected (first, end) of iterations from 0; nearest: (0, 50)",
+    ),
+    "a window of one": (LAMBDAS + 'METRICS = ("x",)\nWINDOWS = {"x": (5,)}', "WINDOWS: 'x': (5,)"),
     "twice": ('GRID = {"hparams.lam": (1, 1.0)}', "GRID: two of its cells are lam=1"),
     "both": (
         'GRID = {"hparams.lam": (1,)}\nRUNS = {"x": {}}',
@@ -240,6 +268,7 @@ def test_a_mistake_in_the_file_is_one_line_and_code_2(write, what):
         ("--eval.samples", "3"): "--eval.samples: a sweep does not evaluate",
         ("--index", "3"): "--index=3: must be 0 to 2; nearest valid: 2",
         ("--index", "1", "--only", "lam=0"): "--index: beside --only",
+        ("--only",): "--only: expected names of cells; nearest: --list",
         (
             "--only",
             "lam=0",
