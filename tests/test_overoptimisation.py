@@ -71,6 +71,7 @@ def runs(tmp_path):
             run.mkdir(parents=True)
             first = {"eval/scores": -1.0, "eval/judge": 0.5, "eval/kl": 0.0}
             (run / "baseline.json").write_text(json.dumps({"metrics": first}))
+            (run / "status.json").write_text('{"status": "done"}')
             d = np.sqrt(kl)
             gold = 0.5 + d * (ALPHA - beta * np.log(d))
             rows = [{"step": 0, "objective/kl": 0.0}]
@@ -92,7 +93,7 @@ def runs(tmp_path):
                     "dir": f"{name}-0/seed{seed}",
                 }
             )
-    (root / "sweep.json").write_text(json.dumps({"cells": cells}))
+    (root / "sweep.json").write_text(json.dumps({"cells": cells, "metrics": ["eval/scores"]}))
     return root
 
 
@@ -104,14 +105,20 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     out = tmp_path / "out"
     laws.main(["--run-dir", str(runs.parent), "--out", str(out)])
     lines = (out / "laws.md").read_text().splitlines()
-    by_name = {
-        row[0]: row for row in ([x.strip() for x in line.split("|")[1:-1]] for line in lines)
-    }
-    assert len(lines) == 4 and all(len(row) == len(by_name["proxy"]) for row in by_name.values())
-    narrow, wide = by_name["embed_dim=16"], by_name["embed_dim=64"]
-    assert narrow[1:6] == ["0.300, 0.300", "1.400", "1.200", "1.000", "1.18"]
-    assert wide[2:7] == ["1.400", "0.600", "1.000", "3.79", "14.39"]
-    assert wide[10:12] == ["1.000, 1.000", "0.0 %, 0.0 %"] and narrow[12] == "-" != wide[12]
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in lines[:4]]
+    by_name = {row[0]: row for row in rows}
+    assert lines[4] == "" and "- points of a fit: 2 seeds x 40 evaluations" in lines[5:]
+    narrow, wide = (
+        dict(zip(by_name["proxy"], by_name[f"embed_dim={n}"], strict=True)) for n in (16, 64)
+    )
+    assert narrow["its accuracy on held-out pairs"] == "0.300, 0.300"
+    assert narrow["alpha"] == "1.400 (1.40 to 1.40)" and narrow["beta"] == "1.200 (1.20 to 1.20)"
+    assert narrow["turn, d (95 % CI)"] == "1.18 (1.18 to 1.18)"
+    assert (wide["R2 of all seeds"], wide["R2 of each"]) == ("1.000", "1.000, 1.000")
+    assert (wide["turn, d (95 % CI)"], wide["turn, nats"]) == ("3.79 (3.79 to 3.79)", "14.39")
+    assert wide["proxy: rank correlation with d"] == "1.000, 1.000"
+    assert wide["proxy: largest fall of its gain"] == "0.0 %, 0.0 %"
+    assert narrow["best of n: alpha, beta, R2"] == "-" != wide["best of n: alpha, beta, R2"]
     assert (out / "laws.svg").read_text().count("<svg") == 1
     first = (out / "laws.svg").read_bytes()
     laws.main(["--run-dir", str(runs.parent), "--out", str(out)])
@@ -120,11 +127,43 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
 
 
 def test_what_is_missing_is_said(runs, tmp_path):
-    with pytest.raises(SystemExit, match="sweep.json: not there; first: ppo-jax sweep overopt"):
+    with pytest.raises(
+        SystemExit, match="nowhere/overoptimisation.*; first: ppo-jax sweep overopt"
+    ):
         laws.main(["--run-dir", str(tmp_path / "nowhere")])
-    (runs / "embed_dim=64-0/seed1/metrics.jsonl").unlink()
-    with pytest.raises(SystemExit, match="embed_dim=64-0/seed1: not there; go on with: ppo-jax"):
-        laws.main(["--run-dir", str(runs.parent), "--out", str(tmp_path / "out")])
+    words = ["--run-dir", str(runs.parent), "--out", str(tmp_path / "out")]
+    run = runs / "embed_dim=64-0/seed1"
+    (run / "baseline.json").rename(run / "other.json")
+    with pytest.raises(SystemExit, match="seed1: no baseline.json; go on with: ppo-jax"):
+        laws.main(words)
+    (run / "other.json").rename(run / "baseline.json")
+    (run / "status.json").write_text('{"status": "running"}')
+    with pytest.raises(SystemExit, match="seed1: running after 41 iterations; go on with: ppo-jax"):
+        laws.main(words)
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(SystemExit, match="seed1: no metrics.jsonl: not begun; go on with: ppo-jax"):
+        laws.main(words)
+
+
+def test_a_turn_is_where_runs_have_been():
+    """One that lies beyond them, or that there is none of, is no number."""
+    d_N = np.linspace(0.2, 3.0, 30)
+    size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
+    early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
+    assert laws.turn_cells(early)[0] == "0.61 (0.61 to 0.61)"
+    for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
+        late = size(lambda d, a=alpha, b=beta: d * (a - b * np.log(d)))
+        assert laws.turn_cells(late) == ["none up to 3.00", "-", "-"]
+
+
+def test_seeds_that_differ_widen_the_interval():
+    d_N = np.linspace(0.2, 9.0, 40)
+    runs = [laws.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
+    turns = [np.exp(1 / b - 1) for b in (0.5, 0.7)]
+    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled()])
+    assert found == f"{turns[1]:.2f} to {turns[0]:.2f}"
+    flat = laws.Points(d_N, np.ones_like(d_N), d_N)
+    assert all(map(np.isnan, laws.rise(flat)))
 
 
 @pytest.mark.parametrize(

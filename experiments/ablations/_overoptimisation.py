@@ -5,7 +5,8 @@
 d is the square root of the KL to the first policy, in nats. What a policy gains in true worth is
 fitted with d (alpha - beta log d), best of n with d (alpha - beta d), the forms of Gao et al. 2022
 (arXiv 2210.10760, section 3.1), by least squares through the points of all seeds; the turn is where
-the fitted gain is largest. Best of n needs the SFT policy's responses, scored by each reward model:
+the fitted gain is largest. Intervals are of all resamples of the seeds, each fitted again. Best of
+n needs the SFT policy's responses, scored by each reward model:
 
     ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
         --reward-model.run.cell reward-model-model.shape.embed_dim=16 --out RUNS/best-of-16-seed0
@@ -14,6 +15,7 @@ Written: `laws.md` and `laws.svg` in the folder of the ablation's results.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from ppo_jax.baseline import FILE as BASELINE
+from ppo_jax.errors import PPOJaxError
 from ppo_jax.metrics import read_metrics
+from ppo_jax.report_cells import Study, read_study
 from ppo_jax.report_plots import COLOURS, svg_figure
+from ppo_jax.report_stats import PERCENTS
+from ppo_jax.report_tables import facts_of
 
 NAME = "overoptimisation"
 TABLE, PLOT = "laws.md", "laws.svg"
@@ -53,8 +60,10 @@ class Law(NamedTuple):
 
     @property
     def turn(self) -> float:
-        """d at which the gain of the law of RL is largest."""
-        return float(np.exp(self.alpha / self.beta - 1))
+        """d at which the gain of the law of RL is largest; inf of a gain that only rises."""
+        if self.beta <= 0:
+            return np.inf
+        return float(np.exp(min(self.alpha / self.beta - 1, 700.0)))
 
 
 def fit(d_N: np.ndarray, gain_N: np.ndarray, f: Callable) -> Law:
@@ -68,7 +77,7 @@ def fit(d_N: np.ndarray, gain_N: np.ndarray, f: Callable) -> Law:
 
 def read_points(run: Path) -> Points:
     """The held-out evaluations of a run, against those of the policy before it."""
-    first = json.loads((run / "baseline.json").read_text())["metrics"]
+    first = json.loads((run / BASELINE).read_text())["metrics"]
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "eval/judge" in row]
     column = lambda name: np.array([row[f"eval/{name}"] for row in rows], np.float64)
     gain = lambda name: column(name) - first[f"eval/{name}"]
@@ -103,11 +112,17 @@ class Size(NamedTuple):
     runs: list[Points]
     best: list[tuple[np.ndarray, np.ndarray]]
 
+    @property
+    def reach(self) -> float:
+        """The largest d of a run."""
+        return max(float(run.d_N.max()) for run in self.runs)
+
     def law(self) -> Law:
-        d_N = np.concatenate([run.d_N for run in self.runs])
-        gain_N = np.concatenate([run.gold_N for run in self.runs])
-        far = d_N > ALMOST_NONE
-        return fit(d_N[far], gain_N[far], np.log)
+        return law_of(self.runs)
+
+    def resampled(self) -> list[Law]:
+        """The laws of all ways to draw as many seeds with replacement."""
+        return [law_of(runs) for runs in itertools.product(self.runs, repeat=len(self.runs))]
 
     def law_of_best(self) -> Law | None:
         if not self.best:
@@ -116,36 +131,59 @@ class Size(NamedTuple):
         return fit(d_N, gain_N, lambda d_N: d_N)
 
 
+def law_of(runs: Sequence[Points]) -> Law:
+    d_N = np.concatenate([run.d_N for run in runs])
+    gain_N = np.concatenate([run.gold_N for run in runs])
+    far = d_N > ALMOST_NONE
+    return fit(d_N[far], gain_N[far], np.log)
+
+
 def rise(points: Points) -> tuple[float, float]:
     """(Spearman's rank correlation of the proxy with d, its largest fall behind what it had
-    reached as a share of all that it gained) over the evaluations, from the nearest on."""
+    reached as a share of all that it gained) over the evaluations, from the nearest on; NaN of a
+    proxy that is always the same."""
     order = np.argsort(points.d_N, kind="stable")
     proxy_N = points.proxy_N[order]
+    if np.ptp(proxy_N) == 0:
+        return np.nan, np.nan
     rho = float(stats.spearmanr(points.d_N, points.proxy_N).statistic)
     fall = float(np.max(np.maximum.accumulate(proxy_N) - proxy_N))
-    return rho, fall / float(proxy_N.max() - proxy_N.min())
+    return rho, fall / float(np.ptp(proxy_N))
 
 
-def read_sizes(root: Path) -> list[Size]:
-    """In the order of the sweep. Raises SystemExit, in one line, where a run is missing."""
-    file = root / "sweep.json"
-    if not file.is_file():
-        sys.exit(f"{file}: not there; first: ppo-jax sweep {NAME}")
+def read_sizes(root: Path, study: Study) -> list[Size]:
+    """In the order of the sweep. Raises SystemExit, in one line, where a run is not done."""
     sizes: dict[str, Size] = {}
-    for cell in json.loads(file.read_text())["cells"]:
-        run, seed = root / cell["dir"], cell["seed"]
-        if not (run / "metrics.jsonl").is_file():
-            sys.exit(f"{run}: not there; go on with: ppo-jax sweep {NAME}")
-        width = cell["changes"]["reward-model.model.shape.embed_dim"]
-        size = sizes.setdefault(cell["name"], Size(cell["name"], [], [], []))
-        size.runs.append(read_points(run))
-        model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{seed}"
+    for cell in study.cells:
+        missing = "" if (cell.root / BASELINE).is_file() else f"no {BASELINE}"
+        if not cell.done or missing:
+            said = missing if cell.done else cell.state
+            sys.exit(f"{cell.root}: {said}; go on with: ppo-jax sweep {NAME}")
+        width = cell.variant.removeprefix("embed_dim=")
+        size = sizes.setdefault(cell.variant, Size(cell.variant, [], [], []))
+        size.runs.append(read_points(cell.root))
+        model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{cell.seed}"
         logged = [row for row in read_metrics(model / "metrics.jsonl") if "eval/loss" in row]
         size.accuracies.append(min(logged, key=lambda row: row["eval/loss"])["eval/accuracy"])
-        sampled = root / f"best-of-{width}-seed{seed}" / "eval.jsonl"
+        sampled = root / f"best-of-{width}-seed{cell.seed}" / "eval.jsonl"
         if sampled.is_file():
             size.best.append(best_of(sampled))
     return list(sizes.values())
+
+
+def interval(values: Sequence[float]) -> str:
+    low, high = np.percentile(values, PERCENTS, method="inverted_cdf")
+    return f"{low:.2f} to {high:.2f}"
+
+
+def turn_cells(size: Size) -> list[str]:
+    """Where the law turns, by d with its interval and by nats, and what is gained there."""
+    law = size.law()
+    if law.turn > size.reach:
+        return [f"none up to {size.reach:.2f}", "-", "-"]
+    turns = [one.turn for one in size.resampled()]
+    gain = f"{law.beta * law.turn:.2f}"
+    return [f"{law.turn:.2f} ({interval(turns)})", f"{law.turn**2:.2f}", gain]
 
 
 def table(sizes: Sequence[Size]) -> str:
@@ -154,8 +192,9 @@ def table(sizes: Sequence[Size]) -> str:
         "its accuracy on held-out pairs",
         "alpha",
         "beta",
-        "R2",
-        "turn, d",
+        "R2 of all seeds",
+        "R2 of each",
+        "turn, d (95 % CI)",
         "turn, nats",
         "largest gain, fitted",
         "largest gain of a run",
@@ -173,12 +212,11 @@ def table(sizes: Sequence[Size]) -> str:
         cells = [
             size.label,
             ", ".join(f"{x:.3f}" for x in size.accuracies),
-            f"{law.alpha:.3f}",
-            f"{law.beta:.3f}",
+            f"{law.alpha:.3f} ({interval([one.alpha for one in size.resampled()])})",
+            f"{law.beta:.3f} ({interval([one.beta for one in size.resampled()])})",
             f"{law.r2:.3f}",
-            f"{law.turn:.2f}",
-            f"{law.turn**2:.2f}",
-            f"{law.beta * law.turn:.2f}",
+            ", ".join(f"{law_of([run]).r2:.3f}" for run in size.runs),
+            *turn_cells(size),
             ", ".join(f"{x:.2f}" for x in top),
             ", ".join(f"{x:.2f}" for x in end),
             ", ".join(f"{rho:.3f}" for rho, _ in ups),
@@ -189,13 +227,21 @@ def table(sizes: Sequence[Size]) -> str:
     return head + "".join(lines)
 
 
+def sources(study: Study, sizes: Sequence[Size]) -> str:
+    """What the numbers are of."""
+    seeds, points = len(sizes[0].runs), len(sizes[0].runs[0].d_N)
+    facts = {name: "; ".join(values) for name, values in facts_of(study).items()}
+    facts |= {"points of a fit": f"{seeds} seeds x {points} evaluations"}
+    facts |= {"made by": f"make reproduce ONLY=R6, which runs {Path(__file__).name}"}
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+
+
 def plot(sizes: Sequence[Size]) -> str:
     """Gains over d: worth of each evaluation and its law, the proxy's own scores, best of n."""
     with svg_figure(11.0, 4.2) as (figure, svg):
         worth, proxy = figure.subplots(1, 2)
         for size, colour in zip(sizes, COLOURS, strict=False):
-            law, reach = size.law(), max(float(run.d_N.max()) for run in size.runs)
-            d_N = np.linspace(ALMOST_NONE, reach, 200)
+            law, d_N = size.law(), np.linspace(ALMOST_NONE, size.reach, 200)
             worth.plot(d_N, law.gain(d_N), color=colour, label=size.label)
             for run in size.runs:
                 worth.plot(run.d_N, run.gold_N, ".", color=colour, ms=3, alpha=0.6)
@@ -214,9 +260,14 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--run-dir", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("experiments/results") / NAME)
     args = parser.parse_args(words)
-    sizes = read_sizes(args.run_dir / NAME)
+    root = args.run_dir / NAME
+    try:
+        study = read_study(root)
+    except PPOJaxError as error:
+        sys.exit(f"{error}; first: ppo-jax sweep {NAME}")
+    sizes = read_sizes(root, study)
     args.out.mkdir(parents=True, exist_ok=True)
-    text = table(sizes)
+    text = table(sizes) + "\n" + sources(study, sizes)
     (args.out / TABLE).write_text(text, encoding="utf-8")
     (args.out / PLOT).write_text(plot(sizes), encoding="utf-8")
     print(text + f"{args.out / TABLE} and {PLOT}")
