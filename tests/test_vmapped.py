@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import jax
 import pytest
@@ -20,9 +21,32 @@ from ppo_jax.preemption import Preemption
 from ppo_jax.run_folder import run_folder
 from ppo_jax.step import train_step
 
-GRID = (
-    'GRID = {"hparams.lam": (0.5, 1.0), "hparams.temperature": (1.0, 0.7)}\n'
-    "REWARD = ascii_share\nSEEDS = (3, 4)\n"
+# In the program of all of them, with other values than in `OTHERS`.
+ON = {"entropy_coef": 0.01, "dual_clip": 3.0, "score_clip": 5.0, "missing_eos_penalty": 0.1}
+OTHERS = {
+    "learning_rate": 3e-4,
+    "lam": 0.5,
+    "gamma": 0.9,
+    "temperature": 0.7,
+    "clip_low": 0.1,
+    "clip_high": math.inf,
+    "dual_clip": 2.0,
+    "value_clip": 0.1,
+    "vf_coef": 0.3,
+    "entropy_coef": 0.05,
+    "max_grad_norm": 0.3,
+    "kl_coef": 0.2,
+    "score_clip": 0.5,
+    "missing_eos_penalty": 0.7,
+}
+RUNS = {
+    "plain": {},
+    "lam": {"hparams.lam": 0.5},
+    "temperature": {"hparams.temperature": 0.7},
+    "all": {f"hparams.{name}": value for name, value in OTHERS.items()},
+}
+SWEEP = (
+    f"inf = float('inf')\nRUNS = {RUNS!r}\nREWARD = ascii_share\nSEEDS = (3, 4)\n"
     "def JUDGE(rollout, columns):\n    return rollout.lengths_B - ascii_share(rollout, columns)\n"
 )
 FLAGS = ["--run.iterations", "4", "--run.checkpoint_every", "2", "--run.eval_every", "2"]
@@ -34,8 +58,10 @@ TOLERANCE = 2e-4
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vmapped")
-    path = experiment(folder, reward=GRID)
-    return experiment(folder, reward=GRID, data__eval_path=str(path.parent / "prompts.jsonl"))
+    on = {f"hparams__{name}": value for name, value in ON.items()}
+    path = experiment(folder, reward=SWEEP)
+    held_out = str(path.parent / "prompts.jsonl")
+    return experiment(folder, reward=SWEEP, data__eval_path=held_out, **on)
 
 
 def sweep(path, runs, *flags):
@@ -84,8 +110,7 @@ def test_each_run_is_the_one_that_it_would_be_alone(file, together):
     found = cells(together)
     assert len(found) == 8
     alone = file.parent / "alone"
-    # Of the four corners: each value of each key, and each seed.
-    for name in ("lam=0.5,temperature=1/seed3", "lam=1,temperature=0.7/seed4"):
+    for name in ("plain/seed3", "all/seed4"):
         assert sweep(file, alone, "--parallel.data", "1", "--only", name)[0] == 0
         assert_alike(found[name], cells(alone)[name])
         if together.name == "one by one":
@@ -118,11 +143,9 @@ def test_a_signal_saves_all_and_they_go_on_bit_for_bit(file, together, monkeypat
 
 def test_a_run_that_is_no_longer_finite_ends_alone(file):
     runs = file.parent / "diverging"
-    text = file.read_text().replace(
-        '"hparams.lam": (0.5, 1.0)', '"hparams.learning_rate": (1e-3, 1e38)'
-    )
+    rates = 'GRID = {"hparams.learning_rate": (1e-3, 1e38), "hparams.lam": (0.5, 1.0)}\n'
     path = file.with_name("case2.py")
-    path.write_text(text)
+    path.write_text(file.read_text().replace("RUNS = ", "OTHER = ") + rates)
     code, err = here("sweep", str(path), "--run.dir", str(runs), *FLAGS, "--vmap")
     assert code == 3 and "not finite" in err
     found = json.loads((runs / "case2" / "sweep.json").read_text())["cells"]

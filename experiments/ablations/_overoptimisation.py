@@ -9,7 +9,7 @@ the fitted gain is largest. Intervals are of all resamples of the seeds, each fi
 n needs the SFT policy's responses, scored by each reward model:
 
     ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
-        --reward-model.run.cell reward-model-model.shape.embed_dim=16 --out RUNS/best-of-16-seed0
+        --reward-model.run.cell reward-model-model.shape.embed_dim=8 --out RUNS/best-of-8-seed0
 
 Written: `laws.md` and `laws.svg` in the folder of the ablation's results.
 """

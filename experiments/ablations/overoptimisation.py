@@ -7,20 +7,24 @@
 Question: without a KL penalty, does the true worth of a policy's responses turn over while the
 reward model's score goes on rising, by which law, and later for a larger reward model? The policy
 writes reviews of places after SFT on ones of every worth. What one is worth is a rule, `worth`,
-that nothing is trained on: three reward models, 16, 32 and 64 wide, learn from 2,000 pairs of
+that nothing is trained on: three reward models, 8, 32 and 128 wide, learn from 2,000 pairs of
 reviews, in none of which an adjective is said twice or a word is none.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
 rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
 
-Prediction, before any run: (a trial with other settings had turned) the law fits with an R2 above
-0.9 for each width; the reward model's score rises with d in every run, by rank correlation above
-0.9; the turn is later, and the gain there larger, the wider the reward model is.
-Best of 2 to 32 does not turn within its reach of 1.6. It fails if a turn of a wider model is
-earlier, if an R2 is below 0.9, or if a run ends above half of the gain that it had.
+Prediction, before any of these runs: the law fits with an R2 above 0.9 for each width; the reward
+model's score rises with d in every run, by rank correlation above 0.9; the turn is later, and the
+gain there larger, the wider the reward model is. Best of 2 to 32 does not turn within its reach of
+1.6. It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a run ends above
+half of the gain that it had. A first round, seed 0 alone, had widths of 16, 32 and 64 and a
+learning rate of 1e-4: worth turned in all three, at d 1.9, 2.2 and 1.5, but the policies went from
+2 to 20 nats within eight evaluations and on to 80, where they moved from one degenerate review to
+another, and the law had an R2 of 0.96, 0.00 and 0.91. So the rate is 3e-5 now, and the widths are
+further apart (accuracies with seed 0: 0.858, 0.906, 0.944).
 
-Hardware: two CPU cores; nine runs of about 4 minutes, and SFT and reward models of 1 to 2 minutes
+Hardware: two CPU cores; nine runs of about 5 minutes, and SFT and reward models of 1 to 2 minutes
 each, by estimate. Not yet run.
 """
 
@@ -109,7 +113,7 @@ BASE = Config(
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
     run=RunOptions(iterations=100, eval_every=2),
     hparams=HParams(
-        learning_rate=1e-4,
+        learning_rate=3e-5,
         critic_learning_rate=1e-3,
         lam=0.97,
         vf_coef=1.0,
@@ -121,6 +125,6 @@ BASE = Config(
 REWARD = learned_reward()
 JUDGE = by_worth
 
-GRID = {"reward-model.model.shape.embed_dim": (16, 32, 64)}
+GRID = {"reward-model.model.shape.embed_dim": (8, 32, 128)}
 SEEDS = range(3)
 METRICS = ("eval/scores", "eval/judge", "eval/kl")

@@ -30,12 +30,13 @@ $(PY) -m ppo_jax report $(1) $(REPRODUCE_FLAGS)
 endef
 # $(call reproduce-best-of,WIDTH,SEED): the SFT policy's responses, by one of the reward models.
 define reproduce-best-of
-$(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(2) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1) --out $(or $(RUN_DIR),runs)/overoptimisation/best-of-$(1)-seed$(2) --run.show_prompts 0 $(REPRODUCE_FLAGS) $(ARGS)
+test -f $(REPRODUCE_BEST)/best-of-$(1)-seed$(2)/eval.json || $(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(2) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1) --out $(REPRODUCE_BEST)/best-of-$(1)-seed$(2) --run.show_prompts 0 $(REPRODUCE_FLAGS)
 
 endef
+REPRODUCE_BEST := $(or $(RUN_DIR),runs)/overoptimisation
 # What follows the sweeps of a row.
 define reproduce-after-R6
-$(foreach width,16 32 64,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),$(seed))))
+$(foreach width,8 32 128,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),$(seed))))
 $(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-script
