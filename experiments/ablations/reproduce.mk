@@ -20,6 +20,7 @@ REPRODUCE_ALONE := kl_penalty_sentiment ziegler critics overoptimisation
 REPRODUCE_CONTROL := cartpole bandit
 
 REPRODUCED := $(or $(ONLY),$(REPRODUCE_CONTROL) $(REPRODUCE_IDS))
+REPRODUCE_BEST := $(or $(RUN_DIR),runs)/overoptimisation
 REPRODUCE_FLAGS := $(if $(RUN_DIR),--run.dir $(RUN_DIR))
 
 # A sweep ends with code 3 where a run's numbers are no longer finite: that is a result.
@@ -33,8 +34,10 @@ define reproduce-best-of
 test -f $(REPRODUCE_BEST)/best-of-$(1)-seed$(2)/eval.json || $(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(2) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1) --out $(REPRODUCE_BEST)/best-of-$(1)-seed$(2) --run.show_prompts 0 $(REPRODUCE_FLAGS)
 
 endef
-REPRODUCE_BEST := $(or $(RUN_DIR),runs)/overoptimisation
 # What follows the sweeps of a row.
+define reproduce-after-A2
+$(PY) experiments/ablations/_clipping.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
+endef
 define reproduce-after-R6
 $(foreach width,8 32 128,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),$(seed))))
 $(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
