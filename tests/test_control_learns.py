@@ -27,7 +27,7 @@ def test_cartpole_is_learnt_and_only_by_learning():
 
     seeds = jax.vmap(one, in_axes=(None, 0))
     program = jax.jit(jax.vmap(seeds, in_axes=(0, None)))
-    trained = program(jnp.array(RATES), study.seed_keys(2))
+    trained = program(jnp.array(RATES), study.seed_keys(2)[0])
     history = jax.tree.map(np.asarray, trained.history)
     mean = lambda part: (
         history["returns"][..., part].sum(-1) / history["episodes"][..., part].sum(-1)

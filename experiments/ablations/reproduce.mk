@@ -17,7 +17,9 @@ REPRODUCE_IDS := A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 R4 R6
 # judge in Python.
 REPRODUCE_ALONE := kl_penalty_sentiment ziegler critics overoptimisation
 # Scripts of experiments/control/.
-REPRODUCE_CONTROL := cartpole bandit
+REPRODUCE_CONTROL := cartpole acrobot pendulum lander bandit
+# Those that Gymnasium has as well, where the policies are to prove themselves.
+REPRODUCE_GYM := cartpole acrobot pendulum
 
 REPRODUCED := $(or $(ONLY),$(REPRODUCE_CONTROL) $(REPRODUCE_IDS))
 REPRODUCE_BEST := $(or $(RUN_DIR),runs)/overoptimisation
@@ -43,16 +45,19 @@ $(foreach width,8 32 128,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),
 $(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-script
-$(PY) experiments/control/$(1).py
+$(PY) experiments/control/$(1).py --out experiments/results/control/$(1).json $(if $(filter $(1),$(REPRODUCE_GYM)),--gymnasium 10)
 
 endef
+$(STAMP)-gym: $(STAMP)-setup
+	$(PIP) --editable '.[gym]'
+	@touch $@
 
 .PHONY: reproduce
-reproduce: $(STAMP)-setup ## all ablations and control checks, about 7 h on 2 cores, or those of ONLY
+reproduce: $(STAMP)-setup $(if $(filter $(REPRODUCE_GYM),$(REPRODUCED)),$(STAMP)-gym) ## all ablations and control checks, about 7 h on 2 cores, or those of ONLY
 	$(if $(filter-out $(REPRODUCE_CONTROL) $(REPRODUCE_IDS),$(ONLY)),$(error ONLY=$(ONLY): expected some of $(REPRODUCE_CONTROL) $(REPRODUCE_IDS)))
 	$(foreach name,$(filter $(REPRODUCE_CONTROL),$(REPRODUCED)),$(call reproduce-script,$(name)))
 	$(foreach id,$(filter $(REPRODUCE_IDS),$(REPRODUCED)),$(foreach name,$(REPRODUCE_$(id)),$(call reproduce-sweep,$(name)))$(reproduce-after-$(id)))
 	$(PY) -m ppo_jax report --index
 
 # Lines of `make help`.
-REPRODUCE_HELP := 'ONLY="A3 A8"     of reproduce: rows of experiments/ablations/README.md, cartpole, bandit'
+REPRODUCE_HELP := 'ONLY="A3 A8"     of reproduce: rows of experiments/ablations/README.md, cartpole ...'

@@ -82,8 +82,10 @@ def study(task: Task, settings: Settings, name: str) -> dict[str, Any]:
     return result
 
 
-def seed_keys(seeds: int) -> jax.Array:
-    return jax.vmap(jax.random.key)(jnp.arange(seeds))
+def seed_keys(seeds: int) -> tuple[jax.Array, jax.Array]:
+    """Keys of all seeds: to train with, and to test with."""
+    keys_N2 = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.arange(seeds))
+    return keys_N2[:, 0], keys_N2[:, 1]
 
 
 def run_seeds(task: Task, settings: Settings) -> tuple[Trained, dict[str, float]]:
@@ -91,7 +93,7 @@ def run_seeds(task: Task, settings: Settings) -> tuple[Trained, dict[str, float]
     config = checked_config(settings)
     hparams = jax.tree.map(jnp.float32, config.hparams)
     one = functools.partial(train, task, config, shape_of(settings))
-    return timed(jax.vmap(one, in_axes=(None, 0)), hparams, seed_keys(settings.seeds))
+    return timed(jax.vmap(one, in_axes=(None, 0)), hparams, seed_keys(settings.seeds)[0])
 
 
 def timed(function, *arguments):
@@ -121,7 +123,7 @@ def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 def tested(task: Task, settings: Settings, trained: Trained) -> dict[str, np.ndarray]:
     """By seed, the mean return of new episodes with the last policy: actions drawn as in training,
     and the likeliest."""
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_keys(settings.seeds))
+    _, keys = seed_keys(settings.seeds)
     returns = {}
     for label, greedy in (("new episodes", False), ("new episodes, likeliest actions", True)):
         test = functools.partial(

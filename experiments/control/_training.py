@@ -180,12 +180,13 @@ def episode_returns(task: Task, params, key: Array, *, episodes: int, greedy: bo
     start = jax.vmap(lambda key: begin(task, key))(jax.random.split(key_begin, episodes))
 
     def one(episode, running, key):
+        key_draw, key_next = jax.random.split(key)
         seen_F = task.observe(episode.state)
         if greedy:
             action = likeliest(task, params["policy"], seen_F)
         else:
-            action, _ = draw(task, params["policy"], seen_F, key)
-        after, outcome = advance(task, episode, action, key)
+            action, _ = draw(task, params["policy"], seen_F, key_draw)
+        after, outcome = advance(task, episode, action, key_next)
         total = jnp.where(running, outcome.total, 0.0)
         return after, running & ~(outcome.terminated | outcome.truncated), total
 

@@ -79,7 +79,8 @@ def learnt(flags: Flags):
     def one(beta: Array, key: Array) -> Array:
         hparams = jax.tree.map(jnp.float32, config.hparams)
         hparams = dataclasses.replace(hparams, kl_coef=beta)
-        start = init_params(task, shape.hidden, "separate", key)
+        key_start, key = jax.random.split(key)
+        start = init_params(task, shape.hidden, "separate", key_start)
         head = {"w": 0 * start["policy"]["head"]["w"], "b": jnp.asarray(REFERENCE_A, jnp.float32)}
         start["policy"]["head"] = head
         params = train(task, config, shape, hparams, key, start, reference=start).params
@@ -87,7 +88,7 @@ def learnt(flags: Flags):
 
     seeds = jax.vmap(one, in_axes=(None, 0))
     both = jax.vmap(seeds, in_axes=(0, None))
-    found, seconds = timed(both, jnp.array(flags.betas), seed_keys(flags.seeds))
+    found, seconds = timed(both, jnp.array(flags.betas), seed_keys(flags.seeds)[0])
     return np.asarray(found, np.float64), seconds
 
 
