@@ -37,10 +37,11 @@ def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
 
 
 def make_runs_mesh(runs: int) -> Mesh:
-    """Mesh of as many of the first devices as share `runs` runs evenly; each run is on one."""
+    """Mesh of the fewest devices on which no device has more of `runs` runs than it must; each run
+    is on one."""
     devices = jax.devices()
-    count = max(n for n in range(1, min(runs, len(devices)) + 1) if runs % n == 0)
-    grid = np.asarray(devices[:count]).reshape(-1, 1, 1, 1)
+    most = math.ceil(runs / len(devices))
+    grid = np.asarray(devices[: math.ceil(runs / most)]).reshape(-1, 1, 1, 1)
     return Mesh(grid, (RUNS, *AXES), axis_types=(AxisType.Auto,) * 4)
 
 

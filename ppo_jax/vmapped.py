@@ -40,7 +40,8 @@ from ppo_jax.types import Prompts, PyTree, TrainState
 
 
 class Together(NamedTuple):
-    """Runs that share a program; arrays [N, ...] of N runs."""
+    """Runs that share a program; arrays [N, ...] of N runs, which are a few more than there are
+    where devices could not share them evenly."""
 
     runs: list[Run]
     setup: Setup  # of the program
@@ -111,7 +112,13 @@ def _stacked(mesh: Mesh, trees: Sequence[PyTree]) -> PyTree:
 
 
 def _stack(mesh: Mesh, leaves: Sequence[Any]) -> jax.Array:
-    return jax.device_put(jnp.stack(leaves), _split(mesh))
+    return jax.device_put(jnp.stack(_filled(mesh, leaves)), _split(mesh))
+
+
+def _filled(mesh: Mesh, runs: Sequence[Any]) -> list[Any]:
+    """With the last one again as often as makes all devices have as many; nobody looks at those."""
+    devices = mesh.shape.get(RUNS, 1)
+    return [*runs, *[runs[-1]] * (-len(runs) % devices)]
 
 
 def _split(mesh: Mesh) -> NamedSharding:
@@ -175,6 +182,7 @@ def make_stepper(together: Together) -> Stepper:
 def make_batch(together: Together, step: int) -> Prompts:
     """Each run's own prompts [N, B, ...], on the host."""
     batches = [PPO.make_batch(run, step) for run in together.runs]
+    batches = _filled(together.setup.mesh, batches)
     return jax.tree.map(lambda *rows: np.stack(rows), *batches)
 
 

@@ -19,6 +19,7 @@ from ppo_jax.kind import PPO
 from ppo_jax.metrics import read_metrics, read_samples
 from ppo_jax.preemption import Preemption
 from ppo_jax.run_folder import run_folder
+from ppo_jax.sharding import make_runs_mesh
 from ppo_jax.step import train_step
 
 # In the program of all of them, with other values than in `OTHERS`.
@@ -184,6 +185,30 @@ def test_cells_of_one_shape_differ_in_seeds_and_hyper_parameters_alone():
     assert same != shape(**{"hparams.value_clip": None})  # which is not in the program
     assert same != shape(**{"ppo.epochs": 1})
     assert same != shape(**{"rollout.batch_size": 32})
+
+
+def test_runs_that_devices_do_not_share_evenly(file):
+    """Five on four devices: three devices with two each, of which one is there twice."""
+    grid, prepared = read_grid(load_experiment(file), FLAGS), []
+    for cell in grid.cells[:5]:
+        opened = PPO.open(vmapped.config_of(cell.config), grid.experiment)
+        prepared.append(PPO.prepare(opened))
+    expected = [jax.device_get((state.params, run.hparams)) for run, state, _ in prepared]
+    group = vmapped.join(opened, prepared)
+    assert len(group.runs) == 5 and group.setup.mesh.size == 3
+    prompts, states = vmapped.make_batch(group, 0), (group.states.params, group.hparams)
+    for leaf in jax.tree.leaves((prompts, states)):
+        assert leaf.shape[0] == 6 and bool((leaf[4] == leaf[5]).all())
+    for index, own in enumerate(expected):
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), vmapped.run_of(states, index), own)
+        assert all(jax.tree.leaves(same)), index
+
+
+@pytest.mark.parametrize(
+    ("runs", "devices"), [(1, 1), (3, 3), (4, 4), (5, 3), (7, 4), (8, 4), (9, 3), (11, 4), (12, 4)]
+)
+def test_no_device_has_more_runs_than_it_must(runs, devices):
+    assert make_runs_mesh(runs).size == devices  # of four
 
 
 def test_a_loop_of_all_runs_has_one_exit(file):
