@@ -196,9 +196,9 @@ def test_the_generator_makes_the_files(tmp_path, monkeypatch):
         assert made == (DATA / "reviews" / f"{name}.jsonl").read_bytes(), name
 
 
-def test_pairs_never_show_what_the_rule_punishes():
-    """So that a reward model has to guess it; and no prompt stands in two files."""
-    prompts = []
+def test_pairs_alone_show_what_the_rule_punishes():
+    """A part of them does; and no prompt stands in two files."""
+    prompts, again, none, count = [], 0, 0, 0
     for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
         text = (DATA / "reviews" / f"{name}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
@@ -208,7 +208,11 @@ def test_pairs_never_show_what_the_rule_punishes():
             for review in shown:
                 words = review.replace(",", "").removesuffix(".").split()
                 said = [word for word in words if word in reviews.WORTH]
-                assert set(words) <= reviews.KNOWN and len(set(said)) == len(said)
+                faults = not set(words) <= reviews.KNOWN, len(set(said)) < len(said)
+                assert name.startswith("pairs") or not any(faults), review
+                none, again, count = none + faults[0], again + faults[1], count + 1
             if "chosen" in row:
                 assert reviews.worth(row["chosen"]) > reviews.worth(row["rejected"])
     assert len(prompts) == len(set(prompts))
+    in_pairs = count - 1700
+    assert 0.15 < none / in_pairs < 0.25 and 0.1 < again / in_pairs < 0.2  # of one adjective none

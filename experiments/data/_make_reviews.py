@@ -3,8 +3,9 @@
     .venv/bin/python experiments/data/_make_reviews.py
 
 The words and what they are worth are those of experiments/ablations/overoptimisation.py. Of a pair
-the review that is worth more is the chosen one; the two always differ in it. No review says an
-adjective twice or a word that is none: of that the pairs say nothing.
+the review that is worth more is the chosen one; the two always differ in it. Reviews for SFT are
+without a fault; of those in pairs a fifth says an adjective again and a fifth has a word that is
+none.
 """
 
 import random
@@ -14,11 +15,14 @@ from _files import FOLDER, write
 from _rows import Row, disjoint, read_columns
 
 sys.path.append(str(FOLDER.parent / "ablations"))
-from overoptimisation import PARTS, WORTH, worth  # noqa: E402  the experiment's own
+from overoptimisation import KNOWN, PARTS, WORTH, worth  # noqa: E402  the experiment's own
 
-SIZES = {"sft": 1500, "sft_eval": 200, "ppo": 300, "eval": 256, "pairs": 2000, "pairs_eval": 500}
+SIZES = {"sft": 1500, "sft_eval": 200, "ppo": 300, "eval": 256, "pairs": 8000, "pairs_eval": 500}
 PLACES = "hotel cafe garden museum market beach cinema library".split()
+PLACES += "bar spa inn zoo park shop pool pub".split()
 LONGEST = 60  # bytes of a review
+FAULTS = 0.2  # share of the reviews in pairs that have one, of each kind
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def review(rng: random.Random) -> str:
@@ -31,9 +35,31 @@ def review(rng: random.Random) -> str:
     return text if len(text) <= LONGEST else review(rng)
 
 
+def with_faults(rng: random.Random, text: str) -> str:
+    words = text.split(" ")
+    said = [i for i, word in enumerate(words) if word.strip(",.") in WORTH]
+    if rng.random() < FAULTS and len(said) > 1:
+        first, again = rng.sample(said, 2)
+        words[again] = words[again].replace(words[again].strip(",."), words[first].strip(",."))
+    if rng.random() < FAULTS:
+        at = rng.randrange(len(words))
+        words[at] = garbled(rng, words[at])
+    return " ".join(words)
+
+
+def garbled(rng: random.Random, word: str) -> str:
+    """With one letter lost, said twice or another one, so that it is no word."""
+    at = rng.randrange(len(word.strip(",.")))
+    letter = rng.choice(("", 2 * word[at], rng.choice(LETTERS)))
+    found = word[:at] + letter + word[at + 1 :]
+    is_none = found.strip(",.") not in KNOWN and found.strip(",.")
+    return found if is_none else garbled(rng, word)
+
+
 def draw(rng: random.Random) -> tuple[str, Row] | None:
     prompt = f"{rng.choice(PLACES)} {rng.randrange(1000)}:"
-    worse, better = sorted((review(rng), review(rng)), key=worth)
+    given = [with_faults(rng, review(rng)) for _ in range(2)]
+    worse, better = sorted(given, key=worth)
     if worth(worse) == worth(better):
         return None
     row: Row = {"prompt": prompt, "response": review(rng), "chosen": better, "rejected": worse}
