@@ -44,7 +44,8 @@ def with_faults(rng: random.Random, text: str) -> str:
     if rng.random() < FAULTS:
         at = rng.randrange(len(words))
         words[at] = garbled(rng, words[at])
-    return " ".join(words)
+    found = " ".join(words)
+    return found if len(found) <= LONGEST else with_faults(rng, text)
 
 
 def garbled(rng: random.Random, word: str) -> str:
