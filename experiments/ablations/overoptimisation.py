@@ -7,22 +7,25 @@
 Question: without a KL penalty, does the true worth of a policy's responses turn over while the
 reward model's score goes on rising, by which law, and later for a larger reward model? The policy
 writes reviews of places after SFT on ones of every worth. What one is worth is a rule, `worth`,
-that nothing is trained on: three reward models, 8, 32 and 128 wide, learn from 2,000 pairs of
-reviews, in none of which an adjective is said twice or a word is none.
+that nothing is trained on: three reward models, 8, 32 and 128 wide, learn from 8,000 pairs of
+reviews, a fifth of which say an adjective again and a fifth have a word that is none.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
 rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
 
-Prediction, before any of these runs: the law fits with an R2 above 0.9 for each width; the reward
-model's score rises with d in every run, by rank correlation above 0.9; the turn is later, and the
-gain there larger, the wider the reward model is. Best of 2 to 32 does not turn within its reach of
-1.6. It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a run ends above
-half of the gain that it had. A first round, seed 0 alone, had widths of 16, 32 and 64 and a
-learning rate of 1e-4: worth turned in all three, at d 1.9, 2.2 and 1.5, but the policies went from
-2 to 20 nats within eight evaluations and on to 80, where they moved from one degenerate review to
-another, and the law had an R2 of 0.96, 0.00 and 0.91. So the rate is 3e-5 now, and the widths are
-further apart (accuracies with seed 0: 0.858, 0.906, 0.944).
+Prediction, before any run: the law fits with an R2 above 0.9 for each width; the reward model's
+score rises with d in every run, by rank correlation above 0.9; the turn is later, and the gain
+there larger, the wider the reward model is. Best of 2 to 32 does not turn within its reach of 1.6.
+It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a run ends above half
+of the gain that it had.
+
+Trials before it, seed 0 alone. With pairs that showed no faults, widths of 16, 32 and 64 and 100
+iterations worth turned at d 1.9, 2.2 and 1.5, and the law had an R2 of 0.96, 0.00 and 0.91: from 40
+nats on policies moved from one degenerate review to another. At 3e-5 in place of 1e-4 they came to
+7 nats, too few for the law. With these pairs and reward models of 500 steps 60 iterations come to
+16 to 32 nats; R2 0.93, 0.97 and 0.82, turns at d 1.80, 1.75 and 1.76, largest gains 1.34, 1.33 and
+1.57: no order, of reward models of accuracy 0.84, 0.89 and 0.89.
 
 Hardware: two CPU cores; nine runs of about 5 minutes, and SFT and reward models of 1 to 2 minutes
 each, by estimate. Not yet run.
@@ -96,7 +99,7 @@ REWARD_MODEL = Config(
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
         cell="reward-model",
-        iterations=300,
+        iterations=500,
         eval_every=25,
         checkpoint_every=25,
         keep_best="-eval/loss",
@@ -111,9 +114,9 @@ BASE = Config(
     ),
     rollout=RolloutOptions(batch_size=128, max_new_tokens=64),
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
-    run=RunOptions(iterations=100, eval_every=2),
+    run=RunOptions(iterations=60, eval_every=2),
     hparams=HParams(
-        learning_rate=3e-5,
+        learning_rate=1e-4,
         critic_learning_rate=1e-3,
         lam=0.97,
         vf_coef=1.0,
