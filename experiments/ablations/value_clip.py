@@ -16,8 +16,14 @@ less than 2 % of values are clipped at the end. At 0.05 the clipped share is lar
 as many. It fails if inf and 0.2 differ in sums, or if 0.05 has more sums right than inf, by more
 than the interval.
 
-Hardware: two CPU cores; 9 runs of about a minute, and SFT of 40 s for each of the three seeds, by
-estimate. Not yet run.
+Seen, three seeds (experiments/results/value_clip): held-out sums 0.953 without a clip, 0.928 with
+0.2, 0.959 with 0.05. That the tightest clip is as good as none is as predicted. 0.2 is lower than
+none in each seed, by 0.025 (0.018 to 0.032): by its letter the prediction fails there, though so
+little may come of rounding alone (see README.md), and of what it clips it cannot well come: 0.02 %
+of the values over a run, none at the end. 0.05 clips 3 % over a run and 4 to 7 % in the first 20
+iterations. Explained variance at the end is near 0 for all three, the highest with 0.2 (0.17).
+
+Hardware: two CPU cores; 9 runs as one program took 9.5 min of one core, SFT as in `clipping`.
 """
 
 from math import inf
