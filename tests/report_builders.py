@@ -1,8 +1,11 @@
 """Run folders and sweeps as `ppo-jax train` and `ppo-jax sweep` leave them, from a few numbers."""
 
+import csv
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+
+from ppo_jax.main import main
 
 ENV = {
     "argv": ["ppo-jax", "train", "case", "--run.seed", "0"],
@@ -56,6 +59,16 @@ def write_sweep(
 
 def folder_of(variant):
     return "".join(c if c.isalnum() or c in "=._" else "-" for c in variant) + "-0"
+
+
+def report(*words) -> Path:
+    """The folder of the report on the study `ab`."""
+    assert main(["report", *words]) == 0
+    return Path("experiments/results/ab")
+
+
+def summary(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "summary.csv").open(encoding="utf-8")))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """`ppo-jax report` of a sweep: numbers of the logs alone, gaps named, the same bytes each time."""
 
-import csv
 import importlib.util
 import json
 import os
@@ -15,7 +14,15 @@ import numpy as np
 import pytest
 
 from ppo_jax.main import main
-from report_builders import assert_self_contained, files, folder_of, write_run, write_sweep
+from report_builders import (
+    assert_self_contained,
+    files,
+    folder_of,
+    report,
+    summary,
+    write_run,
+    write_sweep,
+)
 
 VARIANTS = {"lam=0.0": {"hparams.lam": 0.0}, "lam=0.95": {"hparams.lam": 0.95}}
 SCORES = {"lam=0.0": 0.2, "lam=0.95": 0.6}  # and 0.01 a seed, with 0.1 an iteration
@@ -32,15 +39,6 @@ def runs(tmp_path, monkeypatch):
             held_out = {"eval__scores": [0.0, 0.0, 0.0, start]}
             write_run(root / folder_of(name) / f"seed{seed}", scores, **held_out)
     return tmp_path
-
-
-def report(*words) -> Path:
-    assert main(["report", *words]) == 0
-    return Path("experiments/results/ab")
-
-
-def summary(out: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((out / "summary.csv").open(encoding="utf-8")))
 
 
 def test_numbers_are_those_of_the_logs(runs, capsys):

@@ -1,14 +1,12 @@
 """Which runs are reported on, and of which of their iterations."""
 
-import csv
 import json
-from pathlib import Path
 
 import pytest
 
 from ppo_jax.main import main
 from ppo_jax.report import find_runs
-from report_builders import folder_of, write_run, write_sweep
+from report_builders import folder_of, report, summary, write_run, write_sweep
 
 
 @pytest.fixture
@@ -19,15 +17,6 @@ def runs(tmp_path, monkeypatch):
     for seed in range(2):
         write_run(root / folder_of("lam=0.0") / f"seed{seed}", [0.2, 0.3, 0.4, 0.5])
     return tmp_path
-
-
-def report(*words) -> Path:
-    assert main(["report", *words]) == 0
-    return Path("experiments/results/ab")
-
-
-def summary(out: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((out / "summary.csv").open(encoding="utf-8")))
 
 
 def with_windows(runs, windows):
