@@ -22,7 +22,7 @@ SFT = replace(BASE, **{"data.path": DATA, "run.cell": "sft", "rollout.max_new_to
     "hparams.kl_target": None, "reward.kl_controller": "fixed", "ppo.minibatches": 1,
     "hparams.reference_decay": None, "reward.reference": "fixed"})
 BASE = replace(BASE, **{"model.path": "@sft", "model.shape": type(BASE.model.shape)()})
-RUNS = {"short": {}, "long": {"rollout.max_new_tokens": 6}}
+RUNS = {"short": {}, "long": {"rollout.max_new_tokens": 7}}
 """
 
 
@@ -74,7 +74,8 @@ def test_a_sweep_from_its_first_cell_to_a_changed_one(tmp_path, in_process, caps
     assert started(path, runs, *FLAGS, "--index", "3")[0] == 0
     assert len(in_process) == 1 and show()["lam=1/seed4"] == "done"
     found = json.loads((runs / "case" / "sweep.json").read_text())
-    assert list(found) == ["experiment", "path", "metrics", "seeds", "cells", "doc"]
+    keys = ["experiment", "path", "metrics", "windows", "base", "seeds", "cells", "doc"]
+    assert list(found) == keys and (found["windows"], found["base"]) == ({}, None)
     assert found["experiment"] == "case" and found["path"] == str(path)
     assert (found["metrics"], found["seeds"]) == (["objective/scores"], [3, 4])
     cell = found["cells"][3]
