@@ -53,7 +53,7 @@ $(STAMP)-gym: $(STAMP)-setup
 	@touch $@
 
 .PHONY: reproduce
-reproduce: $(STAMP)-setup $(if $(filter $(REPRODUCE_GYM),$(REPRODUCED)),$(STAMP)-gym) ## all ablations and control checks, about 7 h on 2 cores, or those of ONLY
+reproduce: $(STAMP)-setup $(if $(filter $(REPRODUCE_GYM),$(REPRODUCED)),$(STAMP)-gym) ## all ablations and control checks, about 10 h on 2 cores, or those of ONLY
 	$(if $(filter-out $(REPRODUCE_CONTROL) $(REPRODUCE_IDS),$(ONLY)),$(error ONLY=$(ONLY): expected some of $(REPRODUCE_CONTROL) $(REPRODUCE_IDS)))
 	$(foreach name,$(filter $(REPRODUCE_CONTROL),$(REPRODUCED)),$(call reproduce-script,$(name)))
 	$(foreach id,$(filter $(REPRODUCE_IDS),$(REPRODUCED)),$(foreach name,$(REPRODUCE_$(id)),$(call reproduce-sweep,$(name)))$(reproduce-after-$(id)))
