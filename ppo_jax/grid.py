@@ -81,7 +81,7 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
                     f"{experiment.path}: two stages are called {key[1]}; expected values that "
                     "differ in letters, digits or ._=,+-"
                 )
-        configs = {command: chain[command].config for command in ("train", *variant.needs)}
+        configs = {command: chain[command].config for command in (*variant.needs, "train")}
         _check_other(experiment, known, name, configs)
         known[name] = configs
         check_roots(configs, ["dir"])

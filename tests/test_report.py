@@ -1,5 +1,6 @@
 """`ppo-jax report` of a sweep: numbers of the logs alone, gaps named, the same bytes each time."""
 
+import csv
 import importlib.util
 import json
 import os
