@@ -15,12 +15,13 @@ import pytest
 import ppo_jax.rewards
 from ppo_jax.experiment import load_experiment
 from ppo_jax.flags import parse_config
+from ppo_jax.grid import read_grid
 from ppo_jax.main import main
 from ppo_jax.metrics import read_metrics
 from ppo_jax.rewards.base import DeviceReward, LearnedReward
 
 README = (Path(__file__).parents[1] / "experiments" / "README.md").read_text(encoding="utf-8")
-TOOL, GYMNASIUM, LOOP = re.findall(r"```python\n(.*?)```", README, re.S)
+TOOL, GYMNASIUM, LOOP, SWEEP = re.findall(r"```python\n(.*?)```", README, re.S)
 QUICK = (
     "--run.iterations 2 --rollout.batch_size 8 --parallel.data 1 --run.compile_cache None "
     "--run.show_prompts 0 --run.profile_after 0 --ppo.token_sizes None --model.remat none"
@@ -34,6 +35,15 @@ def folder(tmp_path, monkeypatch):
     (row,) = re.findall(r"# lines like (\{.*\})", TOOL)
     (tmp_path / "sums.jsonl").write_text(row + "\n")
     return tmp_path
+
+
+def test_a_sweep_has_its_cells_as_pasted(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SWEEP)
+    grid = read_grid(load_experiment(path))
+    names = {f"epochs={epochs},lam={lam:g}" for epochs in (1, 2) for lam in (0.95, 1.0)}
+    assert {cell.name for cell in grid.cells} == names and len(grid.cells) == 20
+    assert grid.windows == {"policy/approxkl_avg": (0, 50)} and grid.base == "epochs=2,lam=1"
 
 
 @pytest.mark.parametrize("name, source", [("asked", TOOL), ("turns", TOOL + GYMNASIUM)])
