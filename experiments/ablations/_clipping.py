@@ -7,21 +7,20 @@ and the metrics that are not the same number in all their iterations: times, and
 Written: `identity.md` in the folder of the ablation's results.
 """
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
+from _finished import need_done, read_flags, study_of
 
-from ppo_jax.errors import PPOJaxError
-from ppo_jax.report_cells import Cell, read_study
+from ppo_jax.report_cells import Cell
 from ppo_jax.restore import restore_params
 from ppo_jax.run_folder import run_folder
 
 NAME, TABLE = "clipping", "identity.md"
+SWEEP = f"ppo-jax sweep {NAME} --vmap"
 PAIR = "one-step,clip=0.2", "one-step,clip=inf"
 
 
@@ -59,23 +58,15 @@ def table(cells: dict[tuple[str, int], Cell]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("experiments/results") / NAME)
-    args = parser.parse_args(words)
-    again = f"ppo-jax sweep {NAME} --vmap"
-    try:
-        study = read_study(args.run_dir / NAME)
-    except PPOJaxError as error:
-        sys.exit(f"{error}; first: {again}")
+    root, out = read_flags(words, NAME, __doc__)
+    study = study_of(root, SWEEP)
     cells = {(cell.variant, cell.seed): cell for cell in study.cells if cell.variant in PAIR}
     for cell in cells.values():
-        if not cell.done:
-            sys.exit(f"{cell.root}: {cell.state}; go on with: {again}")
+        need_done(cell, SWEEP)
     text = table(cells)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / TABLE).write_text(text, encoding="utf-8")
-    print(text + str(args.out / TABLE))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / TABLE).write_text(text, encoding="utf-8")
+    print(text + str(out / TABLE))
 
 
 if __name__ == "__main__":

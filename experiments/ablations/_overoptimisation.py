@@ -14,7 +14,6 @@ n needs the SFT policy's responses, scored by each reward model:
 Written: `laws.md` and `laws.svg` in the folder of the ablation's results.
 """
 
-import argparse
 import itertools
 import json
 import sys
@@ -24,17 +23,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from _finished import need_done, read_flags, study_of
 from scipy import stats
 
 from ppo_jax.baseline import FILE as BASELINE
-from ppo_jax.errors import PPOJaxError
 from ppo_jax.metrics import read_metrics
-from ppo_jax.report_cells import Study, read_study
+from ppo_jax.report_cells import Study
 from ppo_jax.report_plots import COLOURS, svg_figure
 from ppo_jax.report_stats import PERCENTS
 from ppo_jax.report_tables import facts_of
 
 NAME = "overoptimisation"
+SWEEP = f"ppo-jax sweep {NAME}"
 TABLE, PLOT = "laws.md", "laws.svg"
 ALMOST_NONE = 0.1  # d below which log d says nothing of the law
 
@@ -155,10 +155,9 @@ def read_sizes(root: Path, study: Study) -> list[Size]:
     """In the order of the sweep. Raises SystemExit, in one line, where a run is not done."""
     sizes: dict[str, Size] = {}
     for cell in study.cells:
-        missing = "" if (cell.root / BASELINE).is_file() else f"no {BASELINE}"
-        if not cell.done or missing:
-            said = missing if cell.done else cell.state
-            sys.exit(f"{cell.root}: {said}; go on with: ppo-jax sweep {NAME}")
+        need_done(cell, SWEEP)
+        if not (cell.root / BASELINE).is_file():
+            sys.exit(f"{cell.root}: no {BASELINE}; go on with: {SWEEP}")
         width = cell.variant.removeprefix("embed_dim=")
         size = sizes.setdefault(cell.variant, Size(cell.variant, [], [], []))
         size.runs.append(read_points(cell.root))
@@ -256,21 +255,14 @@ def plot(sizes: Sequence[Size]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=Path("experiments/results") / NAME)
-    args = parser.parse_args(words)
-    root = args.run_dir / NAME
-    try:
-        study = read_study(root)
-    except PPOJaxError as error:
-        sys.exit(f"{error}; first: ppo-jax sweep {NAME}")
+    root, out = read_flags(words, NAME, __doc__)
+    study = study_of(root, SWEEP)
     sizes = read_sizes(root, study)
-    args.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     text = table(sizes) + "\n" + sources(study, sizes)
-    (args.out / TABLE).write_text(text, encoding="utf-8")
-    (args.out / PLOT).write_text(plot(sizes), encoding="utf-8")
-    print(text + f"{args.out / TABLE} and {PLOT}")
+    (out / TABLE).write_text(text, encoding="utf-8")
+    (out / PLOT).write_text(plot(sizes), encoding="utf-8")
+    print(text + f"{out / TABLE} and {PLOT}")
 
 
 if __name__ == "__main__":
