@@ -139,10 +139,10 @@ def read(book: Book, done: Finished) -> None:
     if book.failed:
         metrics["ckpt/failed"] = book.failed
     if processes.is_writer():
-        samples = [] if done.rollout is None else sample_rows(book.run, done)
+        count = config.run.samples if done.rollout is not None else 0
+        samples = sample_rows(book.run, done, count) if count else []
         _log(book, functools.partial(book.log.write, done.step, metrics))
-        shown = samples[: config.run.samples]
-        _log(book, functools.partial(book.log.write_samples, done.step, shown))
+        _log(book, functools.partial(book.log.write_samples, done.step, samples))
         book.progress(done.step + 1, metrics)
         for line in (*_unscored(book.run, done), *book.alarms.look(done.step, metrics)):
             _warn(book, line)

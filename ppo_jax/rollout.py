@@ -14,7 +14,7 @@ from ppo_jax.decoder import Decoder
 from ppo_jax.envs.base import DeviceEnv
 from ppo_jax.model import decode_step, prefill, unembed, value_head
 from ppo_jax.rope import positions_from_mask
-from ppo_jax.sharding import BATCH, REPLICATED, RUNS, batch_devices, manual_axes
+from ppo_jax.sharding import AT_ONCE, BATCH, REPLICATED, batch_devices, manual_axes
 from ppo_jax.slots import State
 from ppo_jax.types import Array, Prompts, PyTree, Rollout
 from ppo_jax.weight_sharding import whole_logits
@@ -45,7 +45,7 @@ def sample(
     Runs per device, without collectives: the loops end when this device's rows have, and
     `options.slots` are this device's. `params` is the rollout copy of the trunk, `head` the value
     head on it. Each row draws from keys of its own (sequence id, position) and depends on no other.
-    `together`: with other runs, under a `jax.vmap` over RUNS; their loops end as one.
+    `together`: with other runs, under a `jax.vmap` over AT_ONCE; their loops end as one.
     """
     most = _most_of_all if together else lambda x: x
     (B, P), T = prompts.ids_BP.shape, options.max_new_tokens
@@ -92,10 +92,10 @@ def _measured(rollout: Rollout, environment: DeviceEnv, tables: PyTree, state: S
 
 
 def _most_of_all(x: Array) -> Array:
-    """The largest of all runs that share a program: with one predicate for them all a loop works on
-    their caches in place; with one each XLA would select between old and new ones at every token.
-    """
-    return jax.lax.pmax(x, RUNS)
+    """The largest of all runs that a device has at once: with one predicate for all a loop works
+    on their caches in place; with one each XLA would select between old and new ones at every
+    token."""
+    return jax.lax.pmax(x, AT_ONCE)
 
 
 def _places(prompts: Prompts) -> tuple[Array, Array]:
@@ -187,6 +187,8 @@ def sharded_sample(
     tables = 0 if environment is None else 1  # arguments more
     if under == "pmap":
         return _under_pmap(mesh, per_device, tables)
+    if mesh.size == 1:  # which may be any one, of many that each have runs of their own
+        return per_device
     return jax.shard_map(
         per_device,
         mesh=mesh,

@@ -14,17 +14,27 @@ from ppo_jax.programs import Finished
 from ppo_jax.sharding import fetch_own_rows, own_rows, put_batch, put_replicated
 from ppo_jax.types import Prompts, PyTree, TrainState
 
+READ = ("response_ids_BT", "lengths_B", "ended_B")  # of a rollout, by `sample_rows`
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
 
 
-def sample_rows(run: Run, done: Finished) -> list[dict]:
-    """One row a sequence of this process for samples.jsonl."""
+def sample_rows(run: Run, done: Finished, count: int) -> list[dict]:
+    """Of the first `count` sequences of this process, each a row for samples.jsonl."""
     mesh, rollout = run.setup.mesh, done.rollout
     assert rollout is not None
-    own = own_rows(mesh, len(done.prompts.prompt_index_B))
+    own = own_rows(mesh, len(done.prompts.prompt_index_B))[:count]
     prompts = jax.tree.map(lambda x: np.asarray(x)[own], done.prompts)
     arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B, done.scores_B
-    return _rows(run, prompts, *fetch_own_rows(mesh, arrays))
+    return _rows(run, prompts, *(rows[:count] for rows in fetch_own_rows(mesh, arrays)))
+
+
+def to_host(done: Finished) -> Finished:
+    """All of it that the log says, as NumPy arrays; waits for them."""
+    rollout = done.rollout
+    if rollout is not None:
+        rollout = rollout._replace(**dict.fromkeys({*rollout._fields} - {*READ}))
+    metrics, rollout, scores_B = jax.device_get((done.metrics, rollout, done.scores_B))
+    return done._replace(metrics=metrics, rollout=rollout, scores_B=scores_B)
 
 
 def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, scores_B) -> list[dict]:

@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     device_rewards: dict[str, Callable]  # name -> fn(rollout, columns, tables)
     weights: dict[str, float]  # of every reward part
     environment: DeviceEnv | None = None  # what the policy talks with; its tables: frozen["env"]
-    together: bool = False  # with other runs in one program, under a `jax.vmap` over RUNS
+    together: bool = False  # with other runs on its device, under a `jax.vmap` over AT_ONCE
 
     @property
     def scorer(self) -> Scorer:

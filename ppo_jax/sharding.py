@@ -22,7 +22,8 @@ from ppo_jax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # rows of a batch
 REPLICATED = P()
-RUNS = "runs"  # axis of runs that share a program: of the `jax.vmap` over them, and of their mesh
+# Runs that share a program: of the devices that they are dealt to, and of what one has at once.
+RUNS, AT_ONCE = "runs", "at_once"
 
 
 def make_mesh(parallel: ParallelOptions, devices: list | None = None) -> Mesh:
@@ -41,8 +42,7 @@ def make_runs_mesh(runs: int) -> Mesh:
     is on one."""
     devices = jax.devices()
     most = math.ceil(runs / len(devices))
-    grid = np.asarray(devices[: math.ceil(runs / most)]).reshape(-1, 1, 1, 1)
-    return Mesh(grid, (RUNS, *AXES), axis_types=(AxisType.Auto,) * 4)
+    return Mesh(np.asarray(devices[: math.ceil(runs / most)]), (RUNS,))
 
 
 def _grid(sizes: tuple[int, int, int], devices: list) -> np.ndarray:
@@ -139,8 +139,8 @@ def put_own_rows(mesh: Mesh, count: int, rows: PyTree) -> PyTree:
 def fetch_own_rows(mesh: Mesh, rows: PyTree) -> PyTree:
     """The rows of this process as NumPy arrays, in the order of `own_rows`; waits for them."""
 
-    def fetch(x: jax.Array) -> np.ndarray:
-        if x.is_fully_addressable:
+    def fetch(x: jax.Array | np.ndarray) -> np.ndarray:
+        if isinstance(x, np.ndarray) or x.is_fully_addressable:
             return np.asarray(x)
         shares = {s.index[0].start or 0: s for s in x.addressable_shards}
         return np.concatenate([np.asarray(shares[start].data) for start in sorted(shares)])
@@ -173,6 +173,8 @@ def manual_axes(mesh: Mesh) -> set[str]:
 
 def constrain_rows(mesh: Mesh, rows: PyTree, axis: int = 0) -> PyTree:
     """Inside a program: keep the rows (at `axis`) of every leaf split over the batch devices."""
+    if mesh.size == 1:
+        return rows
     spec = P(*(None,) * axis, *BATCH)
     return jax.tree.map(
         lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)), rows

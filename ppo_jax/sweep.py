@@ -96,6 +96,7 @@ def _groups(cells: Sequence[Found]) -> list[list[Found]]:
 def _run_together(experiment: Experiment, cells: Sequence[Found], switches: TrainArgs) -> int:
     """The cells in this process, as one program; the exit code."""
     preemption = Preemption()
+    vmapped.use_cores()
     with watch(preemption):
         experiment, _ = with_cells(experiment, cells[0].cell.words)  # the same of all
         configs = [with_models(one.cell.config, experiment) for one in cells]

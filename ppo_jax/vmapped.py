@@ -1,17 +1,18 @@
-"""Several runs of one shape as one program: `jax.vmap` over their states, hyper-parameters, prompts
-and keys.
+"""Several runs of one shape as one program over their states, hyper-parameters, prompts and keys.
 
 What is alike in all runs, by value, is in the program once. The rest has a leading axis of runs,
-which are dealt to the devices of a mesh of their own: a run is on one device, and speaks to no
-other. Under `vmap` a branch is computed for all runs and a loop goes on for all, so these have no
-queue of rows and no parts by tokens, and the decode loop ends when the last row of all runs has.
+which are dealt to the devices: a run is on one, and no device waits for another. What a device has
+it takes at once, by `jax.vmap`. There a branch is computed for all runs and a loop goes on for all,
+so these have no queue of rows and no parts by tokens, and the decode loop ends when the last row of
+all runs has.
 
-A processor that one run fills would gain nothing by several at a time, and its matrix products of
-several are slower: there the program takes one run after the other, each computed as it is alone.
+A processor's matrix products of several runs are slower than of one at a time: it takes one run
+after the other, each computed as it is alone, and each of its cores is a device (`use_cores`).
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -34,7 +35,7 @@ from ppo_jax.programs import Finished, Stepper
 from ppo_jax.rewards.base import Part
 from ppo_jax.run_folder import RunFolder
 from ppo_jax.setup import Setup
-from ppo_jax.sharding import RUNS, make_mesh, make_runs_mesh
+from ppo_jax.sharding import AT_ONCE, RUNS, make_mesh, make_runs_mesh
 from ppo_jax.step import train_step
 from ppo_jax.types import Prompts, PyTree, TrainState
 
@@ -44,7 +45,8 @@ class Together(NamedTuple):
     where devices could not share them evenly."""
 
     runs: list[Run]
-    setup: Setup  # of the program
+    mesh: Mesh  # of the devices that share them
+    setup: Setup  # of a run
     judging: Setup  # with the judge beside the rewards
     hparams: PyTree
     states: TrainState
@@ -77,7 +79,7 @@ def shape_of(config: Config) -> Any:
 def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> Together:
     """The prepared runs as one; `opened` is the first of them. Their own arrays are given up."""
     runs = [run for run, _, _ in prepared]
-    mesh = make_mesh(opened.config.parallel) if one_fills_all() else make_runs_mesh(len(runs))
+    mesh = make_runs_mesh(len(runs))
     axes = jax.tree.map(_axis, *(frozen for _, _, frozen in prepared), is_leaf=lambda x: x is None)
     states = _stacked(mesh, [state for _, state, _ in prepared])
     whole = NamedSharding(mesh, P())
@@ -88,15 +90,21 @@ def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> 
         is_leaf=lambda x: x is None,
     )
     hparams = _stacked(mesh, [run.hparams for run in runs])
-    setups = _setup(opened, mesh), _setup(opened, mesh, opened.judge)
-    return Together(runs, *setups, hparams, states, frozen, axes)
+    setups = _setup(opened), _setup(opened, opened.judge)
+    return Together(runs, mesh, *setups, hparams, states, frozen, axes)
 
 
-def one_fills_all() -> bool:
-    """Whether one run is taken to keep all there is busy: on the cores of a machine without an
-    accelerator, of which two were measured."""
-    (first, *others) = jax.devices()
-    return first.platform == "cpu" and not others
+def in_turn() -> bool:
+    """Whether a device takes its runs one after the other: a processor's, of which two cores were
+    measured."""
+    return jax.devices()[0].platform == "cpu"
+
+
+def use_cores() -> None:
+    """Make each core that this process may use a device, unless it was said how many there are to
+    be; before jax looks for devices."""
+    if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
 def _axis(*leaves: Any) -> int | None:
@@ -117,17 +125,17 @@ def _stack(mesh: Mesh, leaves: Sequence[Any]) -> jax.Array:
 
 def _filled(mesh: Mesh, runs: Sequence[Any]) -> list[Any]:
     """With the last one again as often as makes all devices have as many; nobody looks at those."""
-    devices = mesh.shape.get(RUNS, 1)
-    return [*runs, *[runs[-1]] * (-len(runs) % devices)]
+    return [*runs, *[runs[-1]] * (-len(runs) % mesh.size)]
 
 
 def _split(mesh: Mesh) -> NamedSharding:
     """Of arrays [N, ...]."""
-    return NamedSharding(mesh, P(RUNS) if RUNS in mesh.axis_names else P())
+    return NamedSharding(mesh, P(RUNS))
 
 
-def _setup(opened: Opened, mesh: Mesh, judge: Sequence[Part] = ()) -> Setup:
-    together = RUNS in mesh.axis_names
+def _setup(opened: Opened, judge: Sequence[Part] = ()) -> Setup:
+    """Of a run on whichever device it is: `mesh` is there for its size."""
+    mesh, together = make_mesh(opened.config.parallel), not in_turn()
     if together:
         options = {"rollout.slots": None, "ppo.token_sizes": None}
         opened = opened._replace(config=replace(opened.config, **options))
@@ -137,25 +145,45 @@ def _setup(opened: Opened, mesh: Mesh, judge: Sequence[Part] = ()) -> Setup:
     return make_setup(opened, mesh, decoder, critic, judge)._replace(together=together)
 
 
-def over_runs(setup: Setup, function: Callable, in_axes: tuple) -> Callable:
-    """`jax.vmap(function, in_axes)` by name of the axis; or the same run after run, for which the
-    arrays of all runs are there twice: as they were, and as they become."""
-    if setup.together:
-        return jax.vmap(function, in_axes=in_axes, axis_name=RUNS, spmd_axis_name=RUNS)
-    is_none = lambda x: x is None
+def over_runs(together: Together, function: Callable, in_axes: tuple) -> Callable:
+    """`jax.vmap(function, in_axes)` on every device, over the runs that it has."""
 
-    def one_by_one(*arguments):
-        axes = jax.tree.broadcast(in_axes, arguments, is_leaf=is_none)
+    def on_devices(*arguments):
+        axes = jax.tree.broadcast(in_axes, arguments, is_leaf=_is_none)
+        specs = jax.tree.map(lambda axis: P() if axis is None else P(RUNS), axes, is_leaf=_is_none)
+        own = jax.shard_map(
+            jax.vmap(function, in_axes=axes, axis_name=AT_ONCE)
+            if together.setup.together
+            else _one_by_one(function, axes),
+            mesh=together.mesh,
+            in_specs=specs,
+            out_specs=P(RUNS),
+            check_vma=False,  # carries of loops start as constants, the same on every device
+        )
+        return own(*arguments)
+
+    return on_devices
+
+
+def _one_by_one(function: Callable, axes: tuple) -> Callable:
+    """What `jax.vmap(function, axes)` gives, run after run; the arrays of all runs are there twice:
+    as they were, and as they become."""
+
+    def each(*arguments):
         pick = lambda own: jax.tree.map(
-            lambda axis, x: x if (axis == 0) is own else None, axes, arguments, is_leaf=is_none
+            lambda axis, x: x if (axis == 0) is own else None, axes, arguments, is_leaf=_is_none
         )
         alike = pick(False)
         given = lambda run: jax.tree.map(
-            lambda own, x: x if own is None else own, run, alike, is_leaf=is_none
+            lambda own, x: x if own is None else own, run, alike, is_leaf=_is_none
         )
         return jax.lax.map(lambda run: function(*given(run)), pick(True))
 
-    return one_by_one
+    return each
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def run_of(tree: PyTree, index: int) -> PyTree:
@@ -166,9 +194,9 @@ def run_of(tree: PyTree, index: int) -> PyTree:
 def make_stepper(together: Together) -> Stepper:
     """`dispatch` of one iteration of all runs; its Finished has their arrays [N, ...]."""
     built, setup = Built({}, {}), together.setup
-    step = over_runs(setup, functools.partial(train_step, setup), (0, together.axes, 0, 0))
-    split, whole = _split(setup.mesh), NamedSharding(setup.mesh, P())
-    step_program = program(built, "train_step", step, (KEEP, whole, split, split), donate=True)
+    step = over_runs(together, functools.partial(train_step, setup), (0, together.axes, 0, 0))
+    split = _split(together.mesh)
+    step_program = program(built, "train_step", step, (KEEP, split, split, split), donate=True)
 
     def dispatch(states, frozen, number: int, prompts: Prompts):
         on_devices = jax.device_put(prompts, split)
@@ -182,7 +210,7 @@ def make_stepper(together: Together) -> Stepper:
 def make_batch(together: Together, step: int) -> Prompts:
     """Each run's own prompts [N, B, ...], on the host."""
     batches = [PPO.make_batch(run, step) for run in together.runs]
-    batches = _filled(together.setup.mesh, batches)
+    batches = _filled(together.mesh, batches)
     return jax.tree.map(lambda *rows: np.stack(rows), *batches)
 
 
@@ -206,10 +234,10 @@ def _make_answers(together: Together):
     """`answer(states, frozen)`: the answers to the held-out prompts, of each run."""
     setup, held = together.judging, [run.held for run in together.runs]
     axes = (0, 0 if together.states.ref is not None else None, together.axes, 0, None, 0)
-    examine = over_runs(setup, examination(setup), axes)
-    split, whole = _split(setup.mesh), NamedSharding(setup.mesh, P())
+    examine = over_runs(together, examination(setup), axes)
+    split, whole = _split(together.mesh), NamedSharding(together.mesh, P())
     ask = program(Built({}, {}), "examination", examine, split)
-    keys = _stack(setup.mesh, [question_key(run.config.run.seed) for run in together.runs])
+    keys = _stack(together.mesh, [question_key(run.config.run.seed) for run in together.runs])
 
     def answer(states: TrainState, frozen: PyTree) -> list[Answers]:
         pieces: list[list[Answers]] = [[] for _ in held]

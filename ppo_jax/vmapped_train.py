@@ -30,6 +30,7 @@ from ppo_jax.programs import Finished, compile_facts
 from ppo_jax.report import leave_page
 from ppo_jax.run_folder import write_status
 from ppo_jax.run_header import header_facts
+from ppo_jax.samples import to_host
 from ppo_jax.train import note_complete, open_log, resume
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.vmapped import Together
@@ -55,7 +56,7 @@ def train_together(
     """
     preemption.grace = configs[0].run.grace
     failed: dict[str, NumericalError] = {}
-    at_once = not vmapped.one_fills_all()  # one by one, each is computed as it is alone
+    at_once = not vmapped.in_turn()  # in turn, each is computed as it is alone
     with ExitStack() as stack:
         started = defaultdict(list)
         begun = [
@@ -77,6 +78,7 @@ def train_together(
                 continue
             ready = _prepare(one, args)
             started[ready.start].append(ready)
+        freed_memory.give_back(caches=True)
         for ready in started.values():
             failed |= _train(stack, ready, experiment, preemption)
     for one in begun:
@@ -115,7 +117,6 @@ def _prepare(begun: Begun, args: TrainArgs) -> Ready:
     if host is not None:
         why = "is ordinary Python, and is not part of the program"
         raise ConfigError(f"--vmap: {host} {why}; leave --vmap out")
-    freed_memory.give_back(caches=True)
     state, start = resume(begun, state, args)
     return Ready(begun, run, state, frozen, start)
 
@@ -131,7 +132,7 @@ def _train(
     together = vmapped.join(first.begun.opened, [(one.run, one.state, one.frozen) for one in ready])
     del first
     ready.clear()  # their arrays have been stacked
-    facts["devices"] = f"{together.setup.mesh.size}, which share {len(begun)} runs"
+    facts["devices"] = f"{together.mesh.size}, which share {len(begun)} runs"
     console.show_header(facts)
     run = together.runs[0].config.run
     with console.show_progress(run.iterations, start=start, bar=run.progress) as progress:
@@ -226,11 +227,12 @@ class Shelf:
         dispatched."""
         if done is None:
             return
-        metrics = jax.device_get(done.metrics)
+        # One copy of all, of which each run's part is then a view: slices are costly on devices.
+        done = to_host(done)
         for index in list(self.open):
             own = done._replace(
                 prompts=vmapped.run_of(done.prompts, index),
-                metrics=vmapped.run_of(metrics, index),
+                metrics=vmapped.run_of(done.metrics, index),
                 rollout=vmapped.run_of(done.rollout, index),
                 scores_B=None if done.scores_B is None else done.scores_B[index],
                 times=done.times | (found or {}).get(index, {}),

@@ -163,11 +163,12 @@ def test_advantages_are_those_of_the_generated_tokens_alone(first):
 
 def test_what_the_environment_pays_is_learnt():
     setup, state, frozen, program = tags()
-    hparams, right = traced(replace(CONFIG, **{"hparams.kl_coef": 0.0}).hparams), []
+    learning = {"hparams.kl_coef": 0.0, "hparams.learning_rate": 3e-3}  # steadily, from any draw
+    hparams, right = traced(replace(CONFIG, **learning).hparams), []
     for step in range(80):
         state, metrics, *_ = program(state, frozen, hparams, plain_prompts(setup, step))
         right.append(metrics["env/right"].item() / metrics["env/turns"].item())
-    assert np.mean(right[:5]) < 0.45 and np.mean(right[-20:]) > 0.7
+    assert np.mean(right[:5]) < 0.45 and np.mean(right[-20:]) > 0.85
 
 
 def test_without_an_environment_its_reward_is_an_error(first):

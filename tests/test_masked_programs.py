@@ -60,7 +60,7 @@ def test_fused_and_cut_agree(config):
         done = []
         for step in range(2):
             state, one = stepper.dispatch(state, frozen, step, batch(step))
-            done.append((one, sample_rows(run, one)))
+            done.append((one, sample_rows(run, one, 8)))
         finished.append(done)
         states.append(state)
     own = ("reward/gift", "reward/failed")

@@ -6,6 +6,7 @@ import math
 
 import jax
 import pytest
+from jax.sharding import Mesh
 
 from faults.launch import CLOCK, differences, experiment, here
 from ppo_jax import vmapped, vmapped_train
@@ -76,7 +77,7 @@ def cells(runs):
 
 @pytest.fixture(scope="module", params=["at once", "one by one"])
 def together(file, request):
-    """Of four devices at once, or as where one run fills the only one."""
+    """Of four devices, on each at once, or one by one as on a processor."""
     runs = file.parent / request.param
     with pytest.MonkeyPatch.context() as patched:
         as_in(runs, patched)
@@ -86,7 +87,7 @@ def together(file, request):
 
 def as_in(runs, patched):
     """In the way in which these runs shared a program."""
-    patched.setattr(vmapped, "one_fills_all", lambda: runs.name == "one by one")
+    patched.setattr(vmapped, "in_turn", lambda: runs.name == "one by one")
 
 
 def assert_alike(left, right):
@@ -114,11 +115,19 @@ def test_each_run_is_the_one_that_it_would_be_alone(file, together):
     for name in ("plain/seed3", "all/seed4"):
         assert sweep(file, alone, "--parallel.data", "1", "--only", name)[0] == 0
         assert_alike(found[name], cells(alone)[name])
-        if together.name == "one by one":
-            assert not differences(found[name], cells(alone)[name])
         assert json.loads(found[name].status.read_text())["status"] == "done"
     first = [next(iter(read_samples(folder.samples)))["response"] for folder in found.values()]
     assert len(set(first)) > 2  # runs are not copies of each other
+
+
+def test_on_one_device_each_is_what_it_would_be_alone_bit_for_bit(file, monkeypatch):
+    monkeypatch.setattr(vmapped, "make_runs_mesh", lambda runs: Mesh(jax.devices()[:1], ("runs",)))
+    one, names = file.parent / "one", ("plain/seed4", "lam/seed3")
+    assert sweep(file, one, "--vmap", "--only", *names) == (0, "")
+    for name in names:
+        alone = file.parent / "alone"
+        assert sweep(file, alone, "--parallel.data", "1", "--only", name)[0] == 0
+        assert not differences(cells(one)[name], cells(alone)[name])
 
 
 def test_a_signal_saves_all_and_they_go_on_bit_for_bit(file, together, monkeypatch):
@@ -195,7 +204,7 @@ def test_runs_that_devices_do_not_share_evenly(file):
         prepared.append(PPO.prepare(opened))
     expected = [jax.device_get((state.params, run.hparams)) for run, state, _ in prepared]
     group = vmapped.join(opened, prepared)
-    assert len(group.runs) == 5 and group.setup.mesh.size == 3
+    assert len(group.runs) == 5 and group.mesh.size == 3
     prompts, states = vmapped.make_batch(group, 0), (group.states.params, group.hparams)
     for leaf in jax.tree.leaves((prompts, states)):
         assert leaf.shape[0] == 6 and bool((leaf[4] == leaf[5]).all())
@@ -211,16 +220,17 @@ def test_no_device_has_more_runs_than_it_must(runs, devices):
     assert make_runs_mesh(runs).size == devices  # of four
 
 
-def test_a_loop_of_all_runs_has_one_exit(file):
+def test_a_loop_of_all_runs_has_one_exit(file, monkeypatch):
     """A predicate of each run would have XLA select between old and new caches at every token."""
     grid = read_grid(load_experiment(file), FLAGS)
     prepared = []
     for cell in grid.cells[:2]:
         opened = PPO.open(vmapped.config_of(cell.config), grid.experiment)
         prepared.append(PPO.prepare(opened))
+    monkeypatch.setattr(vmapped, "in_turn", lambda: False)
     group = vmapped.join(opened, prepared)
     step = functools.partial(train_step, group.setup)
-    step = vmapped.over_runs(group.setup, step, (0, group.axes, 0, 0))
+    step = vmapped.over_runs(group, step, (0, group.axes, 0, 0))
     prompts = vmapped.make_batch(group, 0)
     program = jax.make_jaxpr(step)(group.states, group.frozen, group.hparams, prompts)
     loops = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "while"]
