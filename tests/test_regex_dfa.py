@@ -212,7 +212,7 @@ def test_refusals_name_the_pattern(pattern, reason):
     + ["((a|)*b?){3000}", r"(?:\w*\s*){2000}x"],
 )
 def test_a_pattern_that_takes_long_is_refused_soon(pattern):
-    """In processor time, of which a busy machine takes more; without a limit it would be minutes."""
+    """In processor time, of which a busy machine takes more; unlimited it would be minutes."""
     start = time.process_time()
     with pytest.raises(ConfigError, match=r"^reward mine: the pattern '.*' cannot be used: its au"):
         compile_dfa(pattern, "reward mine")
