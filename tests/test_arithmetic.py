@@ -287,7 +287,7 @@ def test_attacks_take_no_time():
         evaluate(text)
         numbers_used(text)
         last_number(text)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
 
 
 def test_free_text_is_read_in_linear_time():
