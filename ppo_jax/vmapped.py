@@ -104,7 +104,8 @@ def use_cores() -> None:
     """Make each core that this process may use a device, unless it was said how many there are to
     be; before jax looks for devices."""
     if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", mine)
 
 
 def _axis(*leaves: Any) -> int | None:

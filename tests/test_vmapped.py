@@ -3,6 +3,9 @@
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -211,6 +214,15 @@ def test_runs_that_devices_do_not_share_evenly(file):
     for index, own in enumerate(expected):
         same = jax.tree.map(lambda a, b: bool((a == b).all()), vmapped.run_of(states, index), own)
         assert all(jax.tree.leaves(same)), index
+
+
+@pytest.mark.parametrize("said", [None, 3])
+def test_each_core_is_a_device_unless_their_number_was_said(said):
+    flags = "" if said is None else f"--xla_force_host_platform_device_count={said}"
+    code = "import jax; from ppo_jax import vmapped; vmapped.use_cores(); print(jax.device_count())"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE)
+    assert ran.returncode == 0 and int(ran.stdout) == (said or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize(
