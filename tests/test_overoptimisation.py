@@ -149,11 +149,12 @@ def test_a_turn_is_where_runs_have_been():
     """One that lies beyond them, or that there is none of, is no number."""
     d_N = np.linspace(0.2, 3.0, 30)
     size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
+    cells = lambda size: laws.turn_cells(size, size.law(), size.resampled())
     early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
-    assert laws.turn_cells(early)[0] == "0.61 (0.61 to 0.61)"
+    assert cells(early)[0] == "0.61 (0.61 to 0.61)"
     for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
         late = size(lambda d, a=alpha, b=beta: d * (a - b * np.log(d)))
-        assert laws.turn_cells(late) == ["none up to 3.00", "-", "-"]
+        assert cells(late) == ["none up to 3.00", "-", "-"]
 
 
 def test_seeds_that_differ_widen_the_interval():

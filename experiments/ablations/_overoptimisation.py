@@ -175,14 +175,13 @@ def interval(values: Sequence[float]) -> str:
     return f"{low:.2f} to {high:.2f}"
 
 
-def turn_cells(size: Size) -> list[str]:
-    """Where the law turns, by d with its interval and by nats, and what is gained there."""
-    law = size.law()
+def turn_cells(size: Size, law: Law, laws: Sequence[Law]) -> list[str]:
+    """Where the law turns, by d with its interval (of resampled `laws`) and by nats, and what is
+    gained there."""
     if law.turn > size.reach:
         return [f"none up to {size.reach:.2f}", "-", "-"]
-    turns = [one.turn for one in size.resampled()]
     gain = f"{law.beta * law.turn:.2f}"
-    return [f"{law.turn:.2f} ({interval(turns)})", f"{law.turn**2:.2f}", gain]
+    return [f"{law.turn:.2f} ({interval([one.turn for one in laws])})", f"{law.turn**2:.2f}", gain]
 
 
 def table(sizes: Sequence[Size]) -> str:
@@ -205,17 +204,18 @@ def table(sizes: Sequence[Size]) -> str:
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
     lines = []
     for size in sizes:
-        law, best, ups = size.law(), size.law_of_best(), [rise(run) for run in size.runs]
+        law, laws, best = size.law(), size.resampled(), size.law_of_best()
+        ups = [rise(run) for run in size.runs]
         top = [float(run.gold_N.max()) for run in size.runs]
         end = [float(run.gold_N[-1]) for run in size.runs]
         cells = [
             size.label,
             ", ".join(f"{x:.3f}" for x in size.accuracies),
-            f"{law.alpha:.3f} ({interval([one.alpha for one in size.resampled()])})",
-            f"{law.beta:.3f} ({interval([one.beta for one in size.resampled()])})",
+            f"{law.alpha:.3f} ({interval([one.alpha for one in laws])})",
+            f"{law.beta:.3f} ({interval([one.beta for one in laws])})",
             f"{law.r2:.3f}",
             ", ".join(f"{law_of([run]).r2:.3f}" for run in size.runs),
-            *turn_cells(size),
+            *turn_cells(size, law, laws),
             ", ".join(f"{x:.2f}" for x in top),
             ", ".join(f"{x:.2f}" for x in end),
             ", ".join(f"{rho:.3f}" for rho, _ in ups),
