@@ -2,14 +2,15 @@
 
 What is alike in all runs, by value, is in the program once. The rest has a leading axis of runs,
 which are dealt to the devices: a run is on one, and no device waits for another. What a device has
-it takes at once, by `jax.vmap`. There a branch is computed for all runs and a loop goes on for all,
-so these have no queue of rows and no parts by tokens, and the decode loop ends when the last row of
-all runs has.
+it takes at once, by `jax.vmap`. There a branch is computed for all of them and a loop goes on for
+all, so these have no queue of rows and no parts by tokens, and the decode loop ends when the last
+row of all has.
 
 A processor's matrix products of several runs are slower than of one at a time: it takes one run
 after the other, each computed as it is alone, and each of its cores is a device (`use_cores`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -80,14 +81,14 @@ def join(opened: Opened, prepared: Sequence[tuple[Run, TrainState, PyTree]]) -> 
     """The prepared runs as one; `opened` is the first of them. Their own arrays are given up."""
     runs = [run for run, _, _ in prepared]
     mesh = make_runs_mesh(len(runs))
-    axes = jax.tree.map(_axis, *(frozen for _, _, frozen in prepared), is_leaf=lambda x: x is None)
+    axes = jax.tree.map(_axis, *(frozen for _, _, frozen in prepared), is_leaf=_is_none)
     states = _stacked(mesh, [state for _, state, _ in prepared])
     whole = NamedSharding(mesh, P())
     frozen = jax.tree.map(
         lambda axis, *x: jax.device_put(x[0], whole) if axis is None else _stack(mesh, x),
         axes,
         *(frozen for _, _, frozen in prepared),
-        is_leaf=lambda x: x is None,
+        is_leaf=_is_none,
     )
     hparams = _stacked(mesh, [run.hparams for run in runs])
     setups = _setup(opened), _setup(opened, opened.judge)
@@ -102,10 +103,11 @@ def in_turn() -> bool:
 
 def use_cores() -> None:
     """Make each core that this process may use a device, unless it was said how many there are to
-    be; before jax looks for devices."""
+    be, or jax has looked for devices: then they are what they are."""
     if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", mine)
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", mine)
 
 
 def _axis(*leaves: Any) -> int | None:

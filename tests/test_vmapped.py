@@ -220,6 +220,7 @@ def test_runs_that_devices_do_not_share_evenly(file):
 def test_each_core_is_a_device_unless_their_number_was_said(said):
     flags = "" if said is None else f"--xla_force_host_platform_device_count={said}"
     code = "import jax; from ppo_jax import vmapped; vmapped.use_cores(); print(jax.device_count())"
+    code += "; vmapped.use_cores()"  # too late: nothing
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.PIPE)
     assert ran.returncode == 0 and int(ran.stdout) == (said or len(os.sched_getaffinity(0)))
