@@ -28,7 +28,7 @@ def sample_rows(run: Run, done: Finished, count: int) -> list[dict]:
     return _rows(run, prompts, *(rows[:count] for rows in fetch_own_rows(mesh, arrays)))
 
 
-def to_host(done: Finished) -> Finished:
+def fetch_logged(done: Finished) -> Finished:
     """All of it that the log says, as NumPy arrays; waits for them."""
     rollout = done.rollout
     if rollout is not None:

@@ -42,7 +42,8 @@ def make_runs_mesh(runs: int) -> Mesh:
     is on one."""
     devices = jax.devices()
     most = math.ceil(runs / len(devices))
-    return Mesh(np.asarray(devices[: math.ceil(runs / most)]), (RUNS,))
+    grid = np.asarray(devices[: math.ceil(runs / most)])
+    return Mesh(grid, (RUNS,), axis_types=(AxisType.Auto,))
 
 
 def _grid(sizes: tuple[int, int, int], devices: list) -> np.ndarray:

@@ -30,7 +30,7 @@ from ppo_jax.programs import Finished, compile_facts
 from ppo_jax.report import leave_page
 from ppo_jax.run_folder import write_status
 from ppo_jax.run_header import header_facts
-from ppo_jax.samples import to_host
+from ppo_jax.samples import fetch_logged
 from ppo_jax.train import note_complete, open_log, resume
 from ppo_jax.types import PyTree, TrainState
 from ppo_jax.vmapped import Together
@@ -228,7 +228,7 @@ class Shelf:
         if done is None:
             return
         # One copy of all, of which each run's part is then a view: slices are costly on devices.
-        done = to_host(done)
+        done = fetch_logged(done)
         for index in list(self.open):
             own = done._replace(
                 prompts=vmapped.run_of(done.prompts, index),
