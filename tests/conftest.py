@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = with_flags(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `make test ARGS=...` hands its variables down to every make that a test starts.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
+    os.environ.pop(name, None)
 
 import jax
 import pytest

@@ -35,7 +35,6 @@ NAMES = {
     "EXP": "tiny",
 }
 OWN = (*NAMES, "RUNTIME", "SPOT", "WORKER", "CMD", "SEED", "ARGS", "RUN_DIR", "DRY_RUN")
-OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")  # of a make that runs the tests
 needs_programs = pytest.mark.skipif(
     not all(map(shutil.which, ("git", "make", "bash", "setsid"))), reason="needs git, make, setsid"
 )
@@ -78,7 +77,7 @@ class Cloud:
         return _ran(["make", "-s", *given, *words], self.repository, self.environment())
 
     def environment(self) -> dict[str, str]:
-        env = {key: value for key, value in os.environ.items() if key not in OWN + OF_MAKE}
+        env = {key: value for key, value in os.environ.items() if key not in OWN}
         path = f"{self.folder / 'bin'}:{env['PATH']}"
         env |= {"PATH": path, "FAKE_CLOUD": str(self.folder)}
         return env | {"POLL": "0.1", "SSH_AUTH_SOCK": ""}
