@@ -12,9 +12,6 @@ os.environ["XLA_FLAGS"] = with_flags(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# `make test ARGS=...` hands its variables down to every make that a test starts.
-for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
-    os.environ.pop(name, None)
 
 import jax
 import pytest
@@ -31,6 +28,9 @@ from ppo_jax.config import (
 )
 from tpu_cloud import cloud, repository  # noqa: F401  fixtures
 
+# What `make test ARGS=...` was given is not for the makes that tests start.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"):
+    os.environ.pop(name, None)
 # A [B] array must not broadcast against a [B, T] one unseen.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compiled programs outlive the run, so that the next one starts at once.
