@@ -37,7 +37,7 @@ NEEDED = {
 }
 JUDGE = "judge."  # before the name of a part of JUDGE
 # What `ppo-jax sweep` reads of a file.
-SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS", "WINDOWS")
+SWEEP = ("GRID", "RUNS", "SEEDS", "METRICS", "WINDOWS", "PAIRS")
 # Path of a file that is being run, and the experiment files that it has loaded.
 _running: list[tuple[Path, list[Path]]] = []
 
@@ -58,11 +58,16 @@ class Experiment(NamedTuple):
     given: str | None = None  # the path or bare name by which commands find it; None: its name
 
     @property
+    def command_name(self) -> str:
+        """What commands find it by: as it was given, a path perhaps."""
+        return self.given or self.name
+
+    @property
     def stages(self) -> Stages:
         """Where SFT and REWARD_MODEL have their runs."""
         configs = {"@sft": self.sft, "@reward-model": self.reward_model}
         cells = {name: own_cell(one.run, name) for name, one in configs.items() if one is not None}
-        return Stages(self.name, cells, self.given)
+        return Stages(self.name, cells, self.command_name)
 
 
 def load_experiment(

@@ -19,7 +19,7 @@ from ppo_jax.experiment import Experiment
 from ppo_jax.flags import STAGES, with_cells
 from ppo_jax.pipeline import check_roots, commands_of
 from ppo_jax.resume import FREE
-from ppo_jax.variants import named_changes, read_metrics, read_seeds, read_windows
+from ppo_jax.variants import named_changes, read_metrics, read_pairs, read_seeds, read_windows
 
 DIGITS = 8  # of a hash
 # What no result hangs on beside run.* and parallel.*; the content of data.path is compared.
@@ -58,6 +58,7 @@ class Grid(NamedTuple):
     seeds: tuple[int, ...]
     metrics: tuple[str, ...]
     windows: dict[str, tuple[int, int]]  # of metrics that have their own
+    pairs: list[tuple[str, str]]  # variants whose difference is shown
     base: str | None  # the variant that changes nothing of BASE
 
 
@@ -70,7 +71,9 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
     base: str | None = None
     known: dict[str, Any] = {}
     stages: dict[tuple[int, str], list[Cell]] = {}
-    for name, changes in named_changes(experiment).items():
+    variants = named_changes(experiment)
+    pairs = read_pairs(experiment, variants)
+    for name, changes in variants.items():
         chain = chain_of(experiment, flags, name, changes)
         variant = chain["train"]
         for command in variant.needs:
@@ -94,7 +97,7 @@ def read_grid(experiment: Experiment, words: Sequence[str] = ()) -> Grid:
     before = [cell for key in sorted(stages, key=itemgetter(0)) for cell in stages[key]]
     experiment, _ = with_cells(experiment, flags["train"])
     metrics = read_metrics(experiment)
-    return Grid(experiment, tuple(cells), tuple(before), seeds, metrics, windows, base)
+    return Grid(experiment, tuple(cells), tuple(before), seeds, metrics, windows, pairs, base)
 
 
 def _flags(experiment: Experiment, words: Sequence[str]) -> dict[str, tuple[str, ...]]:

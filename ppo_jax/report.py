@@ -31,11 +31,12 @@ from ppo_jax.report_plots import need_matplotlib, run_plots, study_plots
 from ppo_jax.report_tables import (
     Result,
     curves_csv,
+    differences_csv,
     left_out,
     make_result,
     markdown,
     summary_csv,
-    table_cells,
+    tables_of,
 )
 from ppo_jax.run_folder import run_folder
 from ppo_jax.storage import as_path, write_atomic
@@ -43,7 +44,9 @@ from ppo_jax.text import visible
 
 RESULTS = "experiments/results"
 TABLE, SUMMARY, CURVES, PAGE = "table.md", "summary.csv", "curves.csv", "report.html"
-PLOTS = ("curves-*.svg", "deltas-*.svg", "frontier*.svg")
+DIFFERENCES = "differences.csv"  # where the experiment names PAIRS
+# Of an earlier report, with other metrics perhaps.
+REPLACED = ("curves-*.svg", "deltas-*.svg", "frontier*.svg", DIFFERENCES)
 
 
 def run_report(name: str, args: ReportArgs) -> None:
@@ -78,7 +81,8 @@ def find_runs(name: str, runs: str) -> Path:
 
 
 def report_study(root: Path, args: ReportArgs) -> None:
-    """`table.md`, `summary.csv`, `curves.csv`, plots and `report.html` of an experiment's runs."""
+    """`table.md`, `summary.csv`, `curves.csv`, plots and `report.html` of an experiment's runs;
+    `differences.csv` of its PAIRS."""
     study = with_metrics(read_study(root), args.metrics)
     result = make_result(study, *base_of(study, args.base), args.window)
     out = as_path(args.out or f"{RESULTS}/{study.name}", "out").expanduser()
@@ -92,7 +96,9 @@ def report_study(root: Path, args: ReportArgs) -> None:
         CURVES: curves_csv(study, curves),
         PAGE: study_page(result, plots, commands),
     }
-    write_all(out, contents, replaced=PLOTS)
+    if study.pairs:
+        contents[DIFFERENCES] = differences_csv(result)
+    write_all(out, contents, replaced=REPLACED)
     show(result)
     console.say(f"{out / TABLE}, {SUMMARY}, {CURVES}, {PAGE} and {len(plots)} plots")
 
@@ -169,14 +175,15 @@ def show(result: Result) -> None:
     """The tables on the screen, and what was left out."""
     screen = console.shared_console()
     for metric in result.study.metrics:
-        table = Table(title=visible(f"{metric}: {result.rule(metric)}"), box=SIMPLE)
-        table.title_justify = "left"
-        names, rows = table_cells(result, metric)
-        for n, name in enumerate(names):
-            table.add_column(Text(visible(name)), justify="right" if n else "left")
-        for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
-        screen.print(table)
+        title: str | None = visible(f"{metric}: {result.rule(metric)}")
+        for names, rows in tables_of(result, metric):
+            table = Table(title=title, box=SIMPLE)
+            table.title_justify, title = "left", None
+            for n, name in enumerate(names):
+                table.add_column(Text(visible(name)), justify="right" if n else "left")
+            for row in rows:
+                table.add_row(*(Text(visible(cell)) for cell in row))
+            screen.print(table)
     for line in left_out(result):
         console.warn(f"left out: {line}")
 
@@ -187,7 +194,9 @@ def _commands(study: Study, args: ReportArgs) -> dict[str, str]:
     if study.path is None:
         made = {f"{c.variant}, seed {c.seed}": c.command for c in study.cells if c.command}
     else:
-        sweep = ["ppo-jax", "sweep", _nearby(study.path)]
+        shared = any("--vmap" in shlex.split(cell.command) for cell in study.cells)
+        sweep = ["ppo-jax", "sweep", _nearby(study.path), *study.words]
+        sweep += ["--vmap"] if shared else []
         made = {"all runs": shlex.join([*sweep, *flags])}
         made["one variant"] = shlex.join([*sweep, "--only", study.variants[0], *flags])
     own = ["--metrics", *args.metrics] if args.metrics else []

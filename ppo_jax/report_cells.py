@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,9 @@ class Study(NamedTuple):
     cells: tuple[Cell, ...]
     doc: str = ""  # question and prediction
     path: str | None = None  # of the experiment file of a sweep
+    words: tuple[str, ...] = ()  # flags that a sweep was given for all cells
     windows: Mapping[str, tuple[int, int]] = {}  # iterations, of metrics that have their own
+    pairs: tuple[tuple[str, str], ...] = ()  # variants whose difference is shown
     base: str | None = None  # the variant of a sweep that changes nothing
 
     @property
@@ -152,6 +154,12 @@ def _of_sweep(root: Path) -> Study:
     windows = given.get("windows", {})
     if not isinstance(windows, dict) or not all(map(_is_window, windows.values())):
         raise DataError(f"{path}: windows: expected {{metric: [from, to]}}, got {windows!r:.60}")
+    variants = {cell.variant for cell in cells}
+    words, pairs = given.get("words", []), given.get("pairs", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise DataError(f"{path}: words: expected flags, got {words!r:.60}")
+    if not isinstance(pairs, list) or not all(_is_pair(pair, variants) for pair in pairs):
+        raise DataError(f"{path}: pairs: expected [[variant, variant]], got {pairs!r:.60}")
     doc, source, base = given.get("doc"), given.get("path"), given.get("base")
     return Study(
         root.name,
@@ -159,13 +167,19 @@ def _of_sweep(root: Path) -> Study:
         tuple(cells),
         doc=doc if isinstance(doc, str) else "",
         path=source if isinstance(source, str) else None,
+        words=tuple(words),
         windows={metric: (first, end) for metric, (first, end) in windows.items()},
-        base=base if base in {cell.variant for cell in cells} else None,
+        pairs=tuple((one, other) for one, other in pairs),
+        base=base if base in variants else None,
     )
 
 
 def _is_window(given: Any) -> bool:
     return isinstance(given, list) and len(given) == 2 and all(type(x) is int for x in given)
+
+
+def _is_pair(given: Any, variants: Collection[str]) -> bool:
+    return isinstance(given, list) and len(given) == 2 and all(x in variants for x in given)
 
 
 def _typed(given: dict[str, Any], key: str, kind: type, where: object) -> Any:
@@ -203,6 +217,12 @@ def _state(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{status} after {len(rows)} iterations{why}"
 
 
+def _made_by(env: Mapping[str, Any]) -> str:
+    """Whether a run shared its program with others."""
+    command = _command(env).split()
+    return "one program (--vmap)" if "--vmap" in command else "each by itself"
+
+
 def _command(env: Mapping[str, Any]) -> str:
     argv = env.get("argv")
     if not isinstance(argv, list) or not argv:
@@ -213,7 +233,7 @@ def _command(env: Mapping[str, Any]) -> str:
 def _facts(folder: RunFolder, env: Mapping[str, Any]) -> dict[str, str]:
     """What the numbers depend on beside the experiment: code, versions, devices, length."""
     git = env.get("git")
-    facts = {"commit": "unknown"}
+    facts = {"commit": "unknown", "runs": _made_by(env)}
     if isinstance(git, dict):
         facts["commit"] = f"{str(git.get('sha'))[:12]}{' and changes' if git.get('dirty') else ''}"
     if "device_kind" in env:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ppo_jax.metrics import first_and_last
-from ppo_jax.report_tables import METHOD, Result, facts_of, left_out, table_cells
+from ppo_jax.report_tables import METHOD, Result, facts_of, left_out, tables_of
 from ppo_jax.text import visible
 
 # What a browser may load for the page: nothing but its own styles.
@@ -61,7 +61,7 @@ def study_page(result: Result, plots: Mapping[str, str], commands: Mapping[str, 
         body.append(f"<pre>{escape(study.doc, lines=True)}</pre>")
     for metric in study.metrics:
         body.append(f"<h2>{escape(metric)}: {escape(result.rule(metric))}</h2>")
-        body.append(table(*table_cells(result, metric)))
+        body += [table(names, rows) for names, rows in tables_of(result, metric)]
     missing = "".join(f"<li>{escape(line)}</li>" for line in left_out(result) or ["nothing"])
     body += ["<h2>Left out</h2>", f"<ul>{missing}</ul>"]
     body.append(f"<p>Differences are to {escape(result.base)}, {escape(result.base_is)}. ")

@@ -23,6 +23,7 @@ SUMMARY = (
     "experiment metric rule variant n seeds mean low high std min max base delta delta_low "
     "delta_high delta_n delta_paired"
 ).split()
+DIFFERENCES = "experiment metric rule variant less delta low high n paired".split()
 METHOD = (
     "Intervals are percentiles of the bootstrap over seeds (all resamples of up to 6, 10,000 draws "
     "with a fixed key of more, and of differences that are not of pairs). Of few seeds they are "
@@ -54,6 +55,11 @@ class Result(NamedTuple):
 
     def of(self, metric: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.metric == metric]
+
+    def apart(self, metric: str) -> list[tuple[str, str, Difference]]:
+        """(variant, other one, difference) of each of the study's pairs."""
+        values = {entry.variant: entry.values for entry in self.of(metric)}
+        return [(a, b, difference(values[a], values[b])) for a, b in self.study.pairs]
 
     def rule(self, metric: str) -> str:
         """Which number of a run stands for it."""
@@ -114,25 +120,31 @@ def table_cells(result: Result, metric: str) -> tuple[list[str], list[list[str]]
     for entry in result.of(metric):
         row = [entry.variant, _number(entry.mean.mean), _interval(entry.mean)]
         row.append(f"{entry.mean.n} of {entry.seeds}")
-        delta = entry.delta
-        if delta is None:
-            row += ["", "", ""]
-        else:
-            count = str(delta.n) if delta.paired or delta.n == 0 else "unpaired"
-            row += [_number(delta.mean, "+"), _interval(delta, "+"), count]
-        rows.append(row)
+        rows.append(row + (["", "", ""] if entry.delta is None else _difference(entry.delta)))
     return names, rows
+
+
+def pair_cells(result: Result, metric: str) -> tuple[list[str], list[list[str]]]:
+    """(column names, rows) of a metric's differences within the study's pairs, as plain text."""
+    names = ["variant", "less", "difference", "95 % CI", "pairs"]
+    return names, [[a, b, *_difference(found)] for a, b, found in result.apart(metric)]
+
+
+def tables_of(result: Result, metric: str) -> list[tuple[list[str], list[list[str]]]]:
+    """All of a metric that have rows."""
+    found = table_cells(result, metric), pair_cells(result, metric)
+    return [(names, rows) for names, rows in found if rows]
 
 
 def markdown(result: Result, plots: Iterable[str], commands: Mapping[str, str]) -> str:
     """`table.md`: a table a metric, what was left out, how it was counted, and on what."""
     study, lines = result.study, [f"# {md(result.study.name)}", ""]
     if study.doc:
-        # Indented, so that nothing in it is markup.
-        lines += [*(f"    {visible(line)}".rstrip() for line in study.doc.splitlines()), ""]
+        lines += [md(study.doc.splitlines()[0]), ""]
     for metric in study.metrics:
-        names, rows = table_cells(result, metric)
-        lines += [f"## {md(metric)}: {result.rule(metric)}", "", *_table(names, rows), ""]
+        lines += [f"## {md(metric)}: {result.rule(metric)}", ""]
+        for names, rows in tables_of(result, metric):
+            lines += [*_table(names, rows), ""]
     lines += ["Left out:", "", *(f"- {md(line)}" for line in left_out(result) or ["nothing"]), ""]
     lines += [f"Differences are to {md(result.base)}, {result.base_is}. {METHOD}", ""]
     lines += [f"![{md(name)}]({name})" for name in plots] + [""]
@@ -156,6 +168,16 @@ def summary_csv(result: Result) -> str:
             row += [*map(_plain, delta[:3]), delta.n, int(delta.paired)]
         rows.append(row)
     return _csv(SUMMARY, rows)
+
+
+def differences_csv(result: Result) -> str:
+    """`differences.csv`: a line a metric and pair of variants."""
+    rows = []
+    for metric in result.study.metrics:
+        for variant, other, delta in result.apart(metric):
+            row = [result.study.name, metric, result.rule(metric), variant, other]
+            rows.append([*row, *map(_plain, delta[:3]), delta.n, int(delta.paired)])
+    return _csv(DIFFERENCES, rows)
 
 
 def curves_csv(study: Study, metrics: Sequence[str]) -> str:
@@ -200,6 +222,11 @@ def _interval(found: Interval | Difference, sign: str = "") -> str:
     if not math.isfinite(found.low):
         return "-"
     return f"{_number(found.low, sign)} to {_number(found.high, sign)}"
+
+
+def _difference(found: Difference) -> list[str]:
+    count = str(found.n) if found.paired or found.n == 0 else "unpaired"
+    return [_number(found.mean, "+"), _interval(found, "+"), count]
 
 
 def _std(values: Sequence[float]) -> float:

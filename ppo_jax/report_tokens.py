@@ -3,7 +3,7 @@ say of each of them."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,13 +55,18 @@ def token_rows(root: Path, samples: Sequence[Mapping[str, Any]], count: int) -> 
 
     All numbers are of the run's newest checkpoint at its temperature, over the whole vocabulary;
     the reference is the model that the run began from. A critic's are there where the run has one,
-    advantages where the sample also has a score. Raises ConfigError, CheckpointError or DataError.
+    advantages where the sample also has a score. Raises ConfigError, also where an environment
+    wrote a part of a response, CheckpointError or DataError.
     """
     folder = run_folder(root)
     usable = [row for row in samples if isinstance(row.get("response"), str) and row["response"]]
     if not usable:
         raise ConfigError(f"tokens={count}: {folder.samples} holds no response; nearest: 0")
     rows = usable[-count:]
+    for row in rows:
+        if row.get("written", row.get("tokens")) != row.get("tokens"):
+            where = f"{folder.samples}: step {row['step']}"
+            raise ConfigError(f"tokens={count}: {where}: an environment wrote in it; nearest: 0")
     config, source = load_config(folder.config), open_source(str(root))
     check_writes(source, "report")
     start = open_source(
@@ -70,7 +75,8 @@ def token_rows(root: Path, samples: Sequence[Mapping[str, Any]], count: int) -> 
         seed=config.run.seed,
         base_path=config.model.base_path,
     )
-    ids = [_ids(source, row, f"{folder.samples}: step {row['step']}") for row in rows]
+    stops = {*source.config.eos_token_ids, *config.rollout.stop_token_ids}
+    ids = [_ids(source, stops, row, f"{folder.samples}: step {row['step']}") for row in rows]
     rollout = _rollout(ids, source.config.pad_token_id)
     found = _look(config, source, start, rollout, with_critic=_has_critic(folder, config))
     if VALUE in found:
@@ -86,12 +92,16 @@ def token_rows(root: Path, samples: Sequence[Mapping[str, Any]], count: int) -> 
     return result
 
 
-def _ids(source: Source, row: Mapping[str, Any], where: str) -> tuple[list[int], list[int]]:
-    """(prompt, response) in tokens; a response that ended has its EOS."""
+def _ids(
+    source: Source, stops: Collection[int], row: Mapping[str, Any], where: str
+) -> tuple[list[int], list[int]]:
+    """(prompt, response) in tokens; a response that ended has its EOS, if no token of its text is
+    what stopped it."""
     prompt = encode_prompt(source.tokenizer, row.get("prompt"), where=where)
     response = list(source.tokenizer.encode(row["response"], add_special_tokens=False))
     eos = end_token(source.tokenizer, source.config.eos_token_ids)
-    if row.get("ended") is True and eos is not None:
+    stopped = bool(response) and response[-1] in stops
+    if row.get("ended") is True and eos is not None and not stopped:
         response.append(eos)
     check_vocabulary([*prompt, *response], source.config.vocab_size, where)
     if len(prompt) + len(response) > source.config.max_positions:

@@ -14,7 +14,7 @@ from ppo_jax.programs import Finished
 from ppo_jax.sharding import fetch_own_rows, own_rows, put_batch, put_replicated
 from ppo_jax.types import Prompts, PyTree, TrainState
 
-READ = ("response_ids_BT", "lengths_B", "ended_B")  # of a rollout, by `sample_rows`
+READ = ("response_ids_BT", "lengths_B", "ended_B", "mask_BT")  # of a rollout, by `sample_rows`
 SHOWN_KEY = 2**31 - 1  # folded in for the shown samples: no iteration has this number
 
 
@@ -24,7 +24,7 @@ def sample_rows(run: Run, done: Finished, count: int) -> list[dict]:
     assert rollout is not None
     own = own_rows(mesh, len(done.prompts.prompt_index_B))[:count]
     prompts = jax.tree.map(lambda x: np.asarray(x)[own], done.prompts)
-    arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B, done.scores_B
+    arrays = *(getattr(rollout, name) for name in READ), done.scores_B
     return _rows(run, prompts, *(rows[:count] for rows in fetch_own_rows(mesh, arrays)))
 
 
@@ -37,19 +37,21 @@ def fetch_logged(done: Finished) -> Finished:
     return done._replace(metrics=metrics, rollout=rollout, scores_B=scores_B)
 
 
-def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, scores_B) -> list[dict]:
+def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, mask_BT, scores_B) -> list[dict]:
     texts = data.batch_prompts(run.dataset, prompts)
     responses = response_texts(run.tokenizer, ids_BT, lengths_B)
-    rows = zip(texts, responses, scores_B, lengths_B, ended_B, strict=True)
+    written_B = mask_BT.sum(axis=1)
+    rows = zip(texts, responses, scores_B, lengths_B, written_B, ended_B, strict=True)
     return [
         {
             "prompt": prompt,
             "response": response,
             "score": float(score) if math.isfinite(score) else str(score),
             "tokens": int(tokens),
+            "written": int(written),  # of them by the policy; the others by an environment
             "ended": bool(ended),
         }
-        for prompt, response, score, tokens, ended in rows
+        for prompt, response, score, tokens, written, ended in rows
     ]
 
 
@@ -69,6 +71,6 @@ def shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
     if not is_writer():
         return []
     scores_B = np.asarray(total(run, raw, rollout).total_B)
-    arrays = rollout.response_ids_BT, rollout.lengths_B, rollout.ended_B
+    arrays = (getattr(rollout, name) for name in READ)
     rows = _rows(run, padded, *arrays, scores_B)[: prompts.ids_BP.shape[0]]
     return rows if run.parts else [{**row, "score": None} for row in rows]

@@ -65,10 +65,10 @@ def sweep(
     stages = [look(None, stage) for stage in _before(grid, [one.cell for one in left])]
     _refuse_changed([*stages, *left], grid)
     stages = [one for one in stages if one.standing.state != "done"]
-    root = _write_cells(grid)
+    root = _write_cells(grid, words)
     if args.index is not None and stages and on_gcs(root):
         stage = stages[0].cell
-        command = shlex.join(("ppo-jax", stage.command, str(experiment.path), *stage.words))
+        command = shlex.join(("ppo-jax", stage.command, experiment.command_name, *stage.words))
         raise ConfigError(f"--index: {root} has no locks; before the machines begin: {command}")
     print(f"{root}: {len(cells)} cells, {len(cells) - len(left)} of them done", flush=True)
     groups = _groups(left) if args.vmap else [[one] for one in left]
@@ -151,7 +151,7 @@ def _job(experiment: Experiment, cell: Cell, stages: Sequence[Found], switches: 
     before = [stage.name for stage in stages if stage.name in cell.after]
     is_done = lambda: standing(experiment, cell).state == "done"
     shared = is_done if cell.command != "train" else None  # cells on other machines need it as well
-    words = (cell.command, str(experiment.path), *cell.words, *on)
+    words = (cell.command, experiment.command_name, *cell.words, *on)
     return Job(cell.dir, words, tuple(before), shared)
 
 
@@ -168,7 +168,7 @@ def _group_job(
         return jobs[0]
     on = [f"--{name}" for name, is_on in vars(switches).items() if is_on]
     names = [one.name for one in group]
-    command = ("sweep", str(experiment.path), *words, *on, "--vmap", "--only", *names)
+    command = ("sweep", experiment.command_name, *words, *on, "--vmap", "--only", *names)
     after = tuple(dict.fromkeys(name for job in jobs for name in job.after))
     return Job(_name_of(group), command, after)
 
@@ -177,7 +177,7 @@ def _name_of(group: Sequence[Found]) -> str:
     return group[0].name if len(group) == 1 else f"{len(group)} cells from {group[0].name} on"
 
 
-def _write_cells(grid: Grid) -> Path:
+def _write_cells(grid: Grid, words: Sequence[str]) -> Path:
     """`sweep.json` in the folder of the experiment's runs, which is returned."""
     root = as_path(grid.cells[0].config.run.dir, "run.dir").expanduser() / grid.experiment.name
     cells = [
@@ -193,8 +193,10 @@ def _write_cells(grid: Grid) -> Path:
     content = {
         "experiment": grid.experiment.name,
         "path": str(grid.experiment.path),
+        "words": _without_root(words),
         "metrics": grid.metrics,
         "windows": grid.windows,
+        "pairs": grid.pairs,
         "base": grid.base,
         "seeds": grid.seeds,
         "cells": cells,
@@ -211,6 +213,17 @@ def _write_cells(grid: Grid) -> Path:
         if _read(root / SWEEP) != text:
             raise
     return root
+
+
+def _without_root(words: Sequence[str]) -> list[str]:
+    """Flags but for --run.dir, which a report is given by itself."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "--run.dir":
+            next(rest, None)
+        elif not word.startswith("--run.dir="):
+            kept.append(word)
+    return kept
 
 
 def _read(path: Path) -> str | None:

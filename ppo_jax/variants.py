@@ -1,4 +1,4 @@
-"""What an experiment file names to be compared: GRID or RUNS, SEEDS, METRICS.
+"""What an experiment file names to be compared: GRID or RUNS, SEEDS, METRICS, WINDOWS, PAIRS.
 
     GRID = {"hparams.lam": (0.0, 0.95, 1.0), "ppo.epochs": (1, 4)}  every combination of the values
     RUNS = {"no-clip": {"hparams.clip_low": inf}, "as-it-is": {}}   or named ones; a key of an
@@ -6,6 +6,7 @@
     SEEDS = range(5)                   else BASE's own
     METRICS = ("eval/scores",)         what `ppo-jax report` shows; else the scores in training
     WINDOWS = {"objective/kl": (0, 50)}  iterations whose mean it shows of one; else the last ones
+    PAIRS = [("no-clip", "as-it-is")]  variants whose difference it shows, beside those to the base
 
 Each mistake is one line that names the file, the key, what is expected and the nearest that is.
 """
@@ -15,7 +16,7 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -149,6 +150,20 @@ def read_windows(experiment: Experiment) -> dict[str, tuple[int, int]]:
             expected = "expected (first, end) of iterations from 0; nearest: (0, 50)"
             raise ConfigError(f"{where}: {metric!r}: {window!r}: {expected}")
     return {metric: (first, end) for metric, (first, end) in given.items()}
+
+
+def read_pairs(experiment: Experiment, variants: Collection[str]) -> list[tuple[str, str]]:
+    """PAIRS of the file: (one variant, another)."""
+    given, where = experiment.sweep.get("PAIRS", ()), f"{experiment.path}: PAIRS"
+    is_pair = lambda pair: _is_list(pair) and len(pair) == 2
+    if not isinstance(given, tuple | list) or not all(map(is_pair, given)):
+        example = f"[({', '.join(repr(name) for name in [*variants][:2])})]"
+        raise ConfigError(f"{where}={given!r}: expected two variants each; nearest: {example}")
+    for name in (name for pair in given for name in pair):
+        if name not in variants:
+            near = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}: {name!r}: no such variant; nearest: {near!r}")
+    return [(one, other) for one, other in given]
 
 
 def _is_dict(value: Any) -> TypeGuard[dict]:

@@ -21,7 +21,7 @@ from reward_rows import make_rollout
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ABLATIONS
 NAMES = sorted(list_experiments(ABLATIONS))
-FIVE_SEEDS = {"kl_penalty", "clipping", "gae_lambda", "critics", "eos"}
+FIVE_SEEDS = {"kl_penalty", "clipping", "gae_lambda", "critics", "eos", "eos_bug"}
 # What all that are of one task have in common, so that their cells stand beside each other.
 SMALL = {"rollout.batch_size": 256, "run.iterations": 200, "run.eval_every": 50}
 OWN = {"eos": {"rollout.max_new_tokens": 8}, "value_pretraining": {"model.critic": "separate"}}

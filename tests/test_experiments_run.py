@@ -8,7 +8,7 @@ from ppo_jax.config import Config
 from ppo_jax.eval_run import NUMBERS
 from ppo_jax.experiment import list_experiments, load_experiment
 from ppo_jax.main import main
-from ppo_jax.metrics import read_metrics
+from ppo_jax.metrics import read_metrics, read_samples
 from ppo_jax.pipeline import commands_of
 from ppo_jax.run_folder import run_folder
 
@@ -59,5 +59,8 @@ def test_two_iterations_of_every_stage(name, tmp_path):
             continue
         assert json.loads(folder.status.read_text())["status"] == "done"
         assert [row["step"] for row in read_metrics(folder.metrics)] == [0, 1]
+        if command == "train":
+            by_policy = {row["written"] == row["tokens"] for row in read_samples(folder.samples)}
+            assert by_policy == {experiment.environment is None}
         if config.data.eval_path is not None and config.run.eval_every is not None:
             assert any(key.startswith("eval/") for key in read_metrics(folder.metrics)[-1])

@@ -9,6 +9,7 @@ import pytest
 from decoder_oracle import slow_hidden, slow_logits
 from ppo_jax.config import replace
 from ppo_jax.critics import load_critic
+from ppo_jax.errors import ConfigError
 from ppo_jax.experiment import Experiment
 from ppo_jax.loading import load_trunk, open_source
 from ppo_jax.main import main
@@ -34,6 +35,7 @@ def run(tmp_path_factory):
         "run.iterations": 2,
         "parallel.data": 1,
         "run.samples": 4,
+        "rollout.stop_token_ids": (ord("!"),),
         "reward.reference": "fixed",
         "reward.kl_controller": "fixed",
         "reward.normalize_scores": False,
@@ -84,6 +86,18 @@ def test_numbers_of_tokens_are_those_of_a_slow_float64_model(run, rows):
         for name, numbers_T in expected.items():
             np.testing.assert_allclose(row.numbers[name], numbers_T, atol=2e-4, err_msg=name)
             assert np.abs(numbers_T).max() > 1e-3
+
+
+def test_a_response_that_a_token_of_its_text_has_stopped_gets_no_other_end(run):
+    said = {"step": 1, "prompt": "abc", "response": "w!", "score": 0.5, "tokens": 2, "ended": True}
+    (row,) = token_rows(run.root, [said], 1)
+    assert row.ids == [ord("w"), ord("!")]
+
+
+def test_what_an_environment_wrote_in_is_refused(run):
+    said = {"step": 7, "prompt": "abc", "response": "w!", "tokens": 2, "written": 1}
+    with pytest.raises(ConfigError, match="tokens=1: .*step 7: an environment wrote in it"):
+        token_rows(run.root, [said], 1)
 
 
 def test_advantages_are_gae_of_score_and_penalty(rows):

@@ -1,12 +1,13 @@
-"""Which runs are reported on, and of which of their iterations."""
+"""Which runs are reported on, of which of their iterations, and which are set beside each other."""
 
+import csv
 import json
 
 import pytest
 
 from ppo_jax.main import main
 from ppo_jax.report import find_runs
-from report_builders import folder_of, report, summary, write_run, write_sweep
+from report_builders import ENV, folder_of, report, summary, write_run, write_sweep
 
 
 @pytest.fixture
@@ -19,9 +20,9 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def with_windows(runs, windows):
+def with_fields(runs, **fields):
     path = runs / "runs/ab/sweep.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"windows": windows}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.mark.parametrize("name", ["ab", "ablations/ab", "experiments/ablations/ab.py", "runs/ab"])
@@ -30,7 +31,7 @@ def test_runs_are_found_by_whatever_names_the_experiment(name, runs):
 
 
 def test_a_metric_has_the_iterations_that_the_file_gives_it(runs):
-    with_windows(runs, {"objective/kl": [1, 3]})
+    with_fields(runs, windows={"objective/kl": [1, 3]})
     out = report("ab", "--metrics", "objective/kl", "objective/scores")
     rows = {(row["metric"], row["variant"]): row for row in summary(out)}
     assert float(rows["objective/kl", "lam=0.0"]["mean"]) == pytest.approx(0.75)  # 0.5, 1.0
@@ -41,7 +42,7 @@ def test_a_metric_has_the_iterations_that_the_file_gives_it(runs):
 
 
 def test_iterations_that_no_run_has_are_named(runs, capsys):
-    with_windows(runs, {"objective/kl": [4, 9]})
+    with_fields(runs, windows={"objective/kl": [4, 9]})
     out = report("ab", "--metrics", "objective/kl")
     said = "seed 0: no objective/kl in its log at iterations 4 to 8"
     assert said in (out / "table.md").read_text()
@@ -49,7 +50,48 @@ def test_iterations_that_no_run_has_are_named(runs, capsys):
 
 @pytest.mark.parametrize("windows", [3, {"objective/kl": [1]}, {"objective/kl": [0, 2.5]}])
 def test_iterations_that_are_none(windows, runs, capsys):
-    with_windows(runs, windows)
+    with_fields(runs, windows=windows)
     assert main(["report", "ab"]) == 2
     error = capsys.readouterr().err
     assert "runs/ab/sweep.json: windows: expected {metric: [from, to]}, got" in error
+
+
+def test_pairs_of_variants_are_set_beside_each_other(tmp_path, monkeypatch):
+    """0.5 less 0.2 and 0.6 less 0.4, beside the differences to the base; none without PAIRS."""
+    monkeypatch.chdir(tmp_path)
+    scores = {"a": (0.1, 0.1), "b": (0.2, 0.4), "c": (0.5, 0.6)}
+    root = write_sweep(tmp_path / "runs/ab", dict.fromkeys(scores, {}), (0, 1))
+    for name, of_seeds in scores.items():
+        for seed, score in enumerate(of_seeds):
+            write_run(root / folder_of(name) / f"seed{seed}", [score])
+    assert not (report("ab") / "differences.csv").exists()
+    with_fields(tmp_path, pairs=[["c", "b"]])
+    out = report("ab")
+    (row,) = csv.DictReader((out / "differences.csv").open())
+    assert (row["variant"], row["less"], row["n"], row["paired"]) == ("c", "b", "2", "1")
+    assert [float(row[key]) for key in ("delta", "low", "high")] == pytest.approx([0.25, 0.2, 0.3])
+    assert "| c | b | +0.25 | +0.2 to +0.3 | 2 |" in (out / "table.md").read_text()
+    assert "<td>+0.2 to +0.3</td>" in (out / "report.html").read_text()
+    with_fields(tmp_path, pairs=[])
+    assert not (report("ab") / "differences.csv").exists()
+
+
+@pytest.mark.parametrize("pairs", [3, [["lam=0.0"]], [["lam=0.0", "lam=1"]], ["lam=0.0"]])
+def test_pairs_that_are_none(pairs, runs, capsys):
+    with_fields(runs, pairs=pairs)
+    assert main(["report", "ab"]) == 2
+    error = capsys.readouterr().err
+    assert "runs/ab/sweep.json: pairs: expected [[variant, variant]], got" in error
+
+
+def test_how_the_runs_were_made(runs):
+    """The flags that all had, and one program where there was one."""
+    with_fields(runs, words=["--run.iterations", "4"])
+    text = (report("ab") / "table.md").read_text()
+    assert "| all runs | ppo-jax sweep case.py --run.iterations 4 |" in text
+    assert "| runs | each by itself |" in text
+    for path in (runs / "runs/ab").glob("*/seed0/env.json"):
+        path.write_text(json.dumps(ENV | {"argv": ["ppo-jax", "sweep", "case.py", "--vmap"]}))
+    text = (report("ab") / "table.md").read_text()
+    assert "| all runs | ppo-jax sweep case.py --run.iterations 4 --vmap |" in text
+    assert "| runs | one program (--vmap) (1 runs); each by itself (1 runs) |" in text

@@ -77,6 +77,12 @@ def test_windows_are_read(grid_of):
     assert grid_of(LAMBDAS + text).windows == {"b": (0, 50)}
 
 
+def test_pairs_are_read(grid_of):
+    assert grid_of(LAMBDAS).pairs == []
+    text = 'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [["b", "a"]]\n'
+    assert grid_of(text).pairs == [("b", "a")]
+
+
 CHANGES = {
     "model.path": None,
     "model.lora.rank": 4,
@@ -217,6 +223,14 @@ MISTAKES: dict[str, tuple[str, str]] = {
         "WINDOWS: 'x': (5, 5): expected (first, end) of iterations from 0; nearest: (0, 50)",
     ),
     "a window of one": (LAMBDAS + 'METRICS = ("x",)\nWINDOWS = {"x": (5,)}', "WINDOWS: 'x': (5,)"),
+    "no pairs": (
+        'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = ["ab"]',
+        "PAIRS=['ab']: expected two variants each; nearest: [('a', 'b')]",
+    ),
+    "a pair with none": (
+        'RUNS = {"as": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [("a", "b")]',
+        "PAIRS: 'a': no such variant; nearest: 'as'",
+    ),
     "twice": ('GRID = {"hparams.lam": (1, 1.0)}', "GRID: two of its cells are lam=1"),
     "both": (
         'GRID = {"hparams.lam": (1,)}\nRUNS = {"x": {}}',

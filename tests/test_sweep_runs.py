@@ -74,8 +74,9 @@ def test_a_sweep_from_its_first_cell_to_a_changed_one(tmp_path, in_process, caps
     assert started(path, runs, *FLAGS, "--index", "3")[0] == 0
     assert len(in_process) == 1 and show()["lam=1/seed4"] == "done"
     found = json.loads((runs / "case" / "sweep.json").read_text())
-    keys = ["experiment", "path", "metrics", "windows", "base", "seeds", "cells", "doc"]
-    assert list(found) == keys and (found["windows"], found["base"]) == ({}, None)
+    keys = "experiment path words metrics windows pairs base seeds cells doc".split()
+    assert list(found) == keys and (found["windows"], found["pairs"]) == ({}, [])
+    assert (found["words"], found["base"]) == (FLAGS, None)
     assert found["experiment"] == "case" and found["path"] == str(path)
     assert (found["metrics"], found["seeds"]) == (["objective/scores"], [3, 4])
     cell = found["cells"][3]

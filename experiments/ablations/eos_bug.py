@@ -36,5 +36,5 @@ assert PARENT.sft is not None
 SFT = replace(PARENT.sft, **{"rollout.max_new_tokens": 3, "data.overlong": "truncate"})
 
 GRID = PARENT.sweep["GRID"]
-SEEDS = range(3)
+SEEDS = range(5)
 METRICS = PARENT.sweep["METRICS"]
