@@ -44,9 +44,7 @@ RUNS = {
     for trained in ("", ",pretrained")
     if not (own and lam == 1.0)
 }
-PAIRS = [(f"lam={lam},pretrained", f"lam={lam}") for lam in (1.0, 0.95, 0.5)]
-for lam in (0.95, 0.5):
-    own = f"lam={lam},critic_lam=1"
-    PAIRS += [(own, f"lam={lam}"), (f"{own},pretrained", own)]
+PAIRS = [(f"{name},pretrained", name) for name in RUNS if f"{name},pretrained" in RUNS]
+PAIRS += [(f"lam={lam},critic_lam=1", f"lam={lam}") for lam in (0.95, 0.5)]
 SEEDS = range(3)
 METRICS = ("eval/scores", "objective/scores", "value/explained_variance")
