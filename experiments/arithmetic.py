@@ -1,14 +1,15 @@
 """A byte model from scratch adds two numbers: a few sums by SFT, all others by reward.
 
-    make pipeline EXP=arithmetic    (SEED=1 for another seed; ARGS="--ppo.advantage reinforce" …)
+    make pipeline EXP=arithmetic    (SEED=1 for another seed)
 
 All 10,000 sums of two numbers below 100, written with two digits each and answered from the last
 digit on: `37+85=` is `221`. SFT is kept at its lowest loss on held-out sums like its own; what it
 lacks, it lacks for want of data: 1,200 sums with the digits 0 to 6 and 14 with a 7, 8 or 9. PPO
 practises all sums but those held out and is told whether a response is right, which is found on the
 device.
-Without a critic: `--ppo.advantage reinforce`, and `--ppo.advantage rloo
---rollout.samples_per_prompt 4`. SmolLM2 in its place: README.md here, "A larger model".
+Without a critic: ARGS="--ppo.advantage reinforce --run.cell reinforce", and ARGS="--ppo.advantage
+rloo --rollout.samples_per_prompt 4 --run.cell rloo". SmolLM2 in its place: README.md here, "A
+larger model".
 
 Expected: of 507 held-out sums SFT has about 0.3 right, PPO 0.95 or more. Seen at temperature 1,
 seeds 0 to 4 (experiments/results/pipeline): SFT 0.316, 0.310, 0.313, 0.314, 0.274; PPO 0.990,

@@ -1,6 +1,6 @@
 """Four tasks in one run, each with its own reward and its own mean in the log.
 
-    make pipeline EXP=mixture      (SEED=1 for another seed)
+    make pipeline EXP=mixture ARGS="--eval.samples 4"      (SEED=1 for another seed)
 
 Small sisters of `translate`, `summarize`, `qa` and `style_length` in one file, told apart by the
 column `task`: two rewards of the host, two of the device. `reward/<task>` and `eval/<task>` are

@@ -1,6 +1,6 @@
 """Weather reports into a line, short or long as the prompt asks: ROUGE-L as the reward.
 
-    make pipeline EXP=summarize    (SEED=1 for another seed)
+    make pipeline EXP=summarize ARGS="--eval.samples 4"    (SEED=1 for another seed)
 
 The reports hold numbers, of which a summary says in words what matters
 (experiments/data/_make_summarize.py): the long one day, heat, rain and wind, the short one the most

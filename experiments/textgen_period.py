@@ -6,9 +6,9 @@ Hardware: any; about a minute on two CPU cores, most of it compilation. Expected
 of 8 to 32 bytes that end with "." rises from about 0.1 to above 0.98; seen with seed 0, mean of the
 first and of the last five iterations: 0.14 and 1.00.
 
-The same task as a Gymnasium environment, of which this is the compiled twin, is `ppo_jax.text_env`;
-the trained model plays it as `text_policy("runs/textgen_period/base/seed0")`, from a prompt, as it
-was trained: experiments/README.md, "Environments", has the loop.
+As a Gymnasium environment it is `ppo_jax.text_env` with the same reward; a text may be shorter than
+8 bytes there, too. The trained model plays it as `text_policy("runs/textgen_period/base/seed0")`,
+from a prompt, as it was trained: experiments/README.md, "Environments", has the loop.
 """
 
 from ppo_jax.config import (

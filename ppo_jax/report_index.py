@@ -39,10 +39,12 @@ def run_index(args: IndexArgs) -> None:
 
 
 def index_lines(summaries: Mapping[str, Path], link: str) -> list[str]:
-    """The table's lines: a row a metric and variant, by experiment; none where there are none."""
+    """The table's lines: a row a variant, by experiment, of its first metric; none where there are
+    none."""
     rows = []
     for name, path in summaries.items():
-        for row in read_summary(path):
+        found = read_summary(path)
+        for row in (row for row in found if row["metric"] == found[0]["metric"]):
             first = f"[{md(name)}]({link}{quote(name)}/table.md)"
             mean = _with_interval(row, "mean", "low", "high")
             delta = _with_interval(row, "delta", "delta_low", "delta_high")
@@ -71,8 +73,16 @@ def read_summary(path: Path) -> list[dict[str, str]]:
 def _with_interval(row: Mapping[str, str], mean: str, low: str, high: str) -> str:
     if not row[mean]:
         return ""
-    interval = f" ({md(row[low])} to {md(row[high])})" if row[low] else ""
-    return f"{md(row[mean])}{interval}"
+    interval = f" ({_short(row[low])} to {_short(row[high])})" if row[low] else ""
+    return f"{_short(row[mean])}{interval}"
+
+
+def _short(number: str) -> str:
+    """With four digits."""
+    try:
+        return f"{float(number):.4g}"
+    except ValueError:
+        return md(number)
 
 
 def _link(results: Path, readme: Path) -> str:

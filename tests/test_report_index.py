@@ -31,12 +31,13 @@ def table_of(path: Path) -> list[str]:
 
 
 def test_all_results_in_one_table(readme, tmp_path):
-    for name, gain in (("ab", 0.5), ("cd|", 0.25)):
+    for name, gain in (("ab", 0.5), ("cd|", 0.2512345)):
         root = write_sweep(tmp_path / "runs" / name, {"base": {}, "b": {"x": 1}}, (0, 1))
         for seed in (0, 1):
             write_run(root / folder_of("base") / f"seed{seed}", [seed])
             write_run(root / folder_of("b") / f"seed{seed}", [seed + gain])
-        assert main(["report", name]) == 0
+        more = ["--metrics", "objective/scores", "objective/kl"]  # the first one alone is shown
+        assert main(["report", name, *more]) == 0
     assert index() == 0
     assert table_of(readme) == [
         "| experiment | metric | variant | mean (95 % CI) | seeds | difference (95 % CI) |",
@@ -45,8 +46,8 @@ def test_all_results_in_one_table(readme, tmp_path):
         "| [ab](results/ab/table.md) | objective/scores | b | 1 (0.5 to 1.5) | 2 "
         "| 0.5 (0.5 to 0.5) to base |",
         "| [cd\\|](results/cd%7C/table.md) | objective/scores | base | 0.5 (0 to 1) | 2 |  |",
-        "| [cd\\|](results/cd%7C/table.md) | objective/scores | b | 0.75 (0.25 to 1.25) | 2 "
-        "| 0.25 (0.25 to 0.25) to base |",
+        "| [cd\\|](results/cd%7C/table.md) | objective/scores | b | 0.7512 (0.2512 to 1.251) | 2 "
+        "| 0.2512 (0.2512 to 0.2512) to base |",
     ]
     once = readme.read_bytes()
     assert index() == 0 and readme.read_bytes() == once
