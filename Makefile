@@ -25,7 +25,7 @@ help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo; printf '  %s\n' \
 	  'EXP=sentiment   experiment: a name in experiments/, or the path of a .py file' \
-	  'SEED=0          seed of the run' \
+	  'SEED=0          seed of the run (a sweep has those of its file)' \
 	  'RUN_DIR=runs    root of the run folders' \
 	  'WORKLOAD=w1     what bench times: names in experiments/bench/, or .py files' \
   'ARGS="--hparams.kl_coef 0.1 --run.iterations 50"   any flags of `ppo-jax train EXP --help`' \

@@ -1,5 +1,6 @@
 """Runs that share a program are the runs that they would be alone."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ from faults.launch import CLOCK, differences, experiment, here
 from ppo_jax import vmapped, vmapped_train
 from ppo_jax.arguments import TrainArgs
 from ppo_jax.baseline import FILE
-from ppo_jax.config import replace
+from ppo_jax.config import HParams, replace
 from ppo_jax.errors import Preempted
 from ppo_jax.experiment import load_experiment
 from ppo_jax.grid import read_grid
@@ -27,23 +28,44 @@ from ppo_jax.sharding import make_runs_mesh
 from ppo_jax.step import train_step
 
 # In the program of all of them, with other values than in `OTHERS`.
-ON = {"entropy_coef": 0.01, "dual_clip": 3.0, "score_clip": 5.0, "missing_eos_penalty": 0.1}
+ON = {
+    "critic_lam": 0.9,
+    "log_ratio_clamp": 5.0,
+    "dual_clip": 3.0,
+    "entropy_coef": 0.01,
+    "target_kl": 10.0,
+    "score_clip": 5.0,
+    "missing_eos_penalty": 0.1,
+    "length_penalty": 0.01,
+}
+# Those that this model and this sampler have no use for.
+IDLE = {"critic_learning_rate", "tis_cap", "overlong_penalty"}
 OTHERS = {
     "learning_rate": 3e-4,
     "lam": 0.5,
+    "critic_lam": 0.6,
     "gamma": 0.9,
     "temperature": 0.7,
     "clip_low": 0.1,
     "clip_high": math.inf,
     "dual_clip": 2.0,
+    "log_ratio_clamp": 0.5,
     "value_clip": 0.1,
     "vf_coef": 0.3,
     "entropy_coef": 0.05,
+    "target_kl": 1e-3,
     "max_grad_norm": 0.3,
     "kl_coef": 0.2,
+    "kl_target": 0.5,
+    "kl_gain": 0.4,
+    "kl_max_step": 0.3,
+    "kl_damping": 1.0,
     "score_clip": 0.5,
     "missing_eos_penalty": 0.7,
+    "length_penalty": 0.05,
+    "reference_decay": 0.7,
 }
+assert {*OTHERS} | IDLE == {field.name for field in dataclasses.fields(HParams)}
 RUNS = {
     "plain": {},
     "lam": {"hparams.lam": 0.5},
