@@ -1,5 +1,7 @@
 """The table of all results: from every summary.csv, and nothing else in the file changes."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,13 @@ def test_a_summary_of_other_columns_is_named(readme, tmp_path, capsys):
 def test_the_projects_own_page_has_a_place_for_it():
     text = (Path(__file__).parents[1] / "experiments/README.md").read_text(encoding="utf-8")
     assert text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "pendulum", "lander"])
+def test_the_control_checks_page_has_the_figures_of_their_files(name):
+    folder = Path(__file__).parents[1] / "experiments"
+    found = json.loads((folder / f"results/control/{name}.json").read_text(encoding="utf-8"))
+    returns = found["returns"]["new episodes"]
+    text = (folder / "control/README.md").read_text(encoding="utf-8")
+    (seen,) = re.findall(rf"^\| `{name}\.py` .*\| (.+) \|$", text, re.M)
+    assert seen == f"{returns['mean']:.1f}, lowest {returns['min']:.1f}"
