@@ -37,7 +37,7 @@ UNITS = {
     RATIO: "nats: the model's log-probability minus the reference's",
     KL: "nats, exact: over the whole vocabulary at this place",
     VALUE: "the critic's, before the token",
-    ADVANTAGE: "GAE of the row's score and its KL penalty, before whitening",
+    ADVANTAGE: "GAE of the KL penalty and the row's whole score at its end, before whitening",
 }
 
 

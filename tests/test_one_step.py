@@ -74,6 +74,7 @@ def test_the_study_compares_parameters_and_metrics(epochs, said, swept, tmp_path
     assert (seed, same, len(set(digests))) == ("0", said, epochs)
     others = [name for name in differing.split(", ") if not name.startswith(CLOCK)]
     assert ("objective/kl" in others) == bool(others) == (epochs == 2)
+    assert any(line.startswith("- commit: ") for line in lines)
     assert str(tmp_path / "out" / "identity.md") in capsys.readouterr().out
 
 

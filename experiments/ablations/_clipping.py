@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from _finished import need_done, read_flags, study_of
+from _finished import facts_lines, need_done, read_flags, study_of
 
 from ppo_jax.report_cells import Cell
 from ppo_jax.restore import restore_params
@@ -63,7 +63,8 @@ def main(words: Sequence[str]) -> None:
     cells = {(cell.variant, cell.seed): cell for cell in study.cells if cell.variant in PAIR}
     for cell in cells.values():
         need_done(cell, SWEEP)
-    text = table(cells)
+    own = study._replace(cells=tuple(cells.values()))
+    text = table(cells) + "\n" + facts_lines(own)
     out.mkdir(parents=True, exist_ok=True)
     (out / TABLE).write_text(text, encoding="utf-8")
     print(text + str(out / TABLE))

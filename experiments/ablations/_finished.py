@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ppo_jax.errors import PPOJaxError
 from ppo_jax.report_cells import Cell, Study, read_study
+from ppo_jax.report_tables import facts_of
 
 
 def read_flags(words: Sequence[str], name: str, doc: str) -> tuple[Path, Path]:
@@ -24,6 +25,12 @@ def study_of(root: Path, command: str) -> Study:
         return read_study(root)
     except PPOJaxError as error:
         sys.exit(f"{error}; first: {command}")
+
+
+def facts_lines(study: Study, more: Mapping[str, str] | None = None) -> str:
+    """Commit, device and versions of the runs, and more facts, as a list in Markdown."""
+    facts = {name: "; ".join(values) for name, values in facts_of(study).items()} | (more or {})
+    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
 
 
 def need_done(cell: Cell, command: str) -> None:

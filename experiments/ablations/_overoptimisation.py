@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _finished import need_done, read_flags, study_of
+from _finished import facts_lines, need_done, read_flags, study_of
 from scipy import stats
 
 from ppo_jax.baseline import FILE as BASELINE
@@ -31,7 +31,6 @@ from ppo_jax.metrics import read_metrics
 from ppo_jax.report_cells import Study
 from ppo_jax.report_plots import COLOURS, svg_figure
 from ppo_jax.report_stats import PERCENTS
-from ppo_jax.report_tables import facts_of
 
 NAME = "overoptimisation"
 SWEEP = f"ppo-jax sweep {NAME}"
@@ -229,10 +228,9 @@ def table(sizes: Sequence[Size]) -> str:
 def sources(study: Study, sizes: Sequence[Size]) -> str:
     """What the numbers are of."""
     seeds, points = len(sizes[0].runs), len(sizes[0].runs[0].d_N)
-    facts = {name: "; ".join(values) for name, values in facts_of(study).items()}
-    facts |= {"points of a fit": f"{seeds} seeds x {points} evaluations"}
-    facts |= {"made by": f"make reproduce ONLY=R6, which runs {Path(__file__).name}"}
-    return "".join(f"- {name}: {value}\n" for name, value in facts.items())
+    more = {"points of a fit": f"{seeds} seeds x {points} evaluations"}
+    more |= {"made by": f"make reproduce ONLY=R6, which runs {Path(__file__).name}"}
+    return facts_lines(study, more)
 
 
 def plot(sizes: Sequence[Size]) -> str:
