@@ -3,6 +3,10 @@
     ppo-jax sweep ziegler
     ppo-jax report ziegler
 
+On a GPU or TPU with Ziegler's own target, sizes and steps of the coefficient, all in the line:
+ppo-jax sweep ziegler --run.dir runs/6-nats --hparams.kl_target 6 --hparams.kl_gain 0.05
+--rollout.batch_size 512 --run.iterations 1953 (not run: none was to be had).
+
 Question: does the adaptive coefficient of 1909.08593, without our damping of it, bring the KL to
 its target and hold it there? The target is 2 nats of a continuation of 24 tokens: 60 iterations of
 32 sequences on a CPU, where Ziegler's 6 nats had 1,953 of 512. It moves by up to 8 % an iteration
@@ -39,7 +43,7 @@ BASE = replace(
     },
 )
 
-RUNS = {"target=2": {}}
+RUNS = {"adaptive": {}}
 SEEDS = range(3)
 METRICS = ("objective/kl", "objective/kl_coef", "objective/scores", "objective/rlhf_reward")
 WINDOWS = {"objective/kl": (30, 60)}
