@@ -71,18 +71,6 @@ def test_the_base_is_what_changes_nothing(grid_of):
     assert grid_of("SEEDS = range(2)\n").base == "base"
 
 
-def test_windows_are_read(grid_of):
-    assert grid_of(LAMBDAS).windows == {}
-    text = 'METRICS = ("a", "b")\nWINDOWS = {"b": [0, 50]}\n'
-    assert grid_of(LAMBDAS + text).windows == {"b": (0, 50)}
-
-
-def test_pairs_are_read(grid_of):
-    assert grid_of(LAMBDAS).pairs == []
-    text = 'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [["b", "a"]]\n'
-    assert grid_of(text).pairs == [("b", "a")]
-
-
 CHANGES = {
     "model.path": None,
     "model.lora.rank": 4,
@@ -213,24 +201,6 @@ MISTAKES: dict[str, tuple[str, str]] = {
         'RUNS = {"x": {}, "y": {"ppo.epochs": 1}, "z": {"ppo.epochs": 2}}',
         "x and z are the same; leave one out",
     ),
-    "no windows": (LAMBDAS + "WINDOWS = 3", "WINDOWS=3: expected iterations; nearest: {"),
-    "a window of none": (
-        LAMBDAS + 'METRICS = ("eval/scores",)\nWINDOWS = {"eval/score": (0, 5)}',
-        "WINDOWS: 'eval/score' is not in METRICS; nearest: 'eval/scores'",
-    ),
-    "an empty window": (
-        LAMBDAS + 'METRICS = ("x",)\nWINDOWS = {"x": (5, 5)}',
-        "WINDOWS: 'x': (5, 5): expected (first, end) of iterations from 0; nearest: (0, 50)",
-    ),
-    "a window of one": (LAMBDAS + 'METRICS = ("x",)\nWINDOWS = {"x": (5,)}', "WINDOWS: 'x': (5,)"),
-    "no pairs": (
-        'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = ["ab"]',
-        "PAIRS=['ab']: expected two variants each; nearest: [('a', 'b')]",
-    ),
-    "a pair with none": (
-        'RUNS = {"as": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [("a", "b")]',
-        "PAIRS: 'a': no such variant; nearest: 'as'",
-    ),
     "twice": ('GRID = {"hparams.lam": (1, 1.0)}', "GRID: two of its cells are lam=1"),
     "both": (
         'GRID = {"hparams.lam": (1,)}\nRUNS = {"x": {}}',
@@ -245,7 +215,6 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a seed twice": (LAMBDAS + "SEEDS = (1, 1)", "SEEDS=(1, 1): expected whole numbers, each once"),
     "below 0": (LAMBDAS + "SEEDS = (-1,)", "SEEDS: run.seed=-1: must be in"),
-    "metrics": (LAMBDAS + 'METRICS = "eval/scores"', "METRICS='eval/scores': expected names"),
     "no sweep": ("", "GRID is missing; expected GRID = {key: (values)}, RUNS"),
     "a stage": (
         'RUNS = {"x": {"model.path": "@stf"}}',
