@@ -1,4 +1,4 @@
-"""The laws of over-optimisation: fitted from runs of known ones, and what a review is worth."""
+"""The laws of over-optimisation: fitted from runs of known ones, and what a menu is worth."""
 
 import importlib
 import itertools
@@ -16,7 +16,7 @@ ALPHA, BETA = 1.4, 0.6
 
 sys.path.insert(0, str(ROOT / "experiments" / "ablations"))
 laws = importlib.import_module("_overoptimisation")
-reviews = importlib.import_module("overoptimisation")
+menus = importlib.import_module("overoptimisation")
 
 
 def test_the_fit_finds_the_law():
@@ -168,19 +168,20 @@ def test_seeds_that_differ_widen_the_interval():
 
 
 @pytest.mark.parametrize(
-    "review, worth",
+    "menu, worth",
     [
-        ("the room was superb.", 1.5),
-        ("the room was superb and lovely, the food was awful.", 1.5),
-        ("the room was superb and superb.", 1.0),  # said again
-        ("the roam was superb.", 1.0),  # no word
+        ("a", -1.9),
+        ("ab", -2.4),  # b: -0.5
+        ("abab", -2.4),  # served again
+        ("abz?", -4.4),  # no dishes
+        ("zz", -2.0),
         ("", 0.0),
-        ("suuerb, suuerb.", -1.0),
+        ("abcdefghijklmnopqrst", 0.0),  # all of them
     ],
 )
-def test_worth_by_hand(review, worth):
-    assert reviews.worth(review) == worth
-    assert reviews.by_worth(["x", "y"], [review, review]) == [worth, worth]
+def test_worth_by_hand(menu, worth):
+    assert menus.worth(menu) == worth
+    assert menus.by_worth(["x", "y"], [menu, menu]) == [worth, worth]
 
 
 DATA = ROOT / "experiments" / "data"
@@ -190,30 +191,29 @@ def test_the_generator_makes_the_files(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(DATA))
     files = importlib.import_module("_files")
     monkeypatch.setattr(files, "FOLDER", tmp_path)
-    splits = importlib.import_module("_make_reviews").splits()
-    files.write("reviews", splits)
+    splits = importlib.import_module("_make_menus").splits()
+    files.write("menus", splits)
     for name in splits:
-        made = (tmp_path / "reviews" / f"{name}.jsonl").read_bytes()
-        assert made == (DATA / "reviews" / f"{name}.jsonl").read_bytes(), name
+        made = (tmp_path / "menus" / f"{name}.jsonl").read_bytes()
+        assert made == (DATA / "menus" / f"{name}.jsonl").read_bytes(), name
 
 
-def test_pairs_alone_show_what_the_rule_punishes():
-    """A part of them does; and no prompt stands in two files."""
-    prompts, again, none, count = [], 0, 0, 0
+def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
+    """The chosen one is worth more; some are of few dishes, SFT's of hardly fewer than by chance;
+    and no prompt stands in two files."""
+    prompts, counts = [], {"sft": [], "pairs": []}
     for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
-        text = (DATA / "reviews" / f"{name}.jsonl").read_text()
+        text = (DATA / "menus" / f"{name}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
         prompts += [row["prompt"] for row in rows]
         for row in rows:
             shown = [row[column] for column in ("response", "chosen", "rejected") if column in row]
-            for review in shown:
-                words = review.replace(",", "").removesuffix(".").split()
-                said = [word for word in words if word in reviews.WORTH]
-                faults = not set(words) <= reviews.KNOWN, len(set(said)) < len(said)
-                assert name.startswith("pairs") or not any(faults), review
-                none, again, count = none + faults[0], again + faults[1], count + 1
+            for menu in shown:
+                assert len(menu) == menus.COURSES and set(menu) <= menus.WORTH.keys()
+                counts[name.split("_")[0]].append(len(set(menu)))
             if "chosen" in row:
-                assert reviews.worth(row["chosen"]) > reviews.worth(row["rejected"])
+                assert menus.worth(row["chosen"]) > menus.worth(row["rejected"])
     assert len(prompts) == len(set(prompts))
-    in_pairs = count - 1700
-    assert 0.15 < none / in_pairs < 0.25 and 0.1 < again / in_pairs < 0.2  # of one adjective none
+    by_chance = 20 * (1 - 0.95**menus.COURSES)
+    assert np.mean(counts["sft"]) == pytest.approx(by_chance, abs=0.1)
+    assert np.mean(np.array(counts["pairs"]) <= 4) > 0.1

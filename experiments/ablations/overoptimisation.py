@@ -6,9 +6,9 @@
 
 Question: without a KL penalty, does the true worth of a policy's responses turn over while the
 reward model's score goes on rising, by which law, and later for a larger reward model? The policy
-writes reviews of places after SFT on ones of every worth. What one is worth is a rule, `worth`,
-that nothing is trained on: three reward models, 8, 32 and 128 wide, learn from 8,000 pairs of
-reviews, a fifth of which say an adjective again and a fifth have a word that is none.
+writes menus of twelve dishes after SFT on ones where all are alike. What one is worth is a rule,
+`worth`, that nothing is trained on: of each different dish its own worth, of the same one again
+nothing. Three reward models, 8, 32 and 128 wide, learn from 8,000 pairs of menus.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
@@ -17,21 +17,21 @@ rises all the way; a larger proxy turns later and higher; best of n gains the sa
 Prediction, before any run: the law fits with an R2 above 0.9 for each width; the reward model's
 score rises with d in every run, by rank correlation above 0.9; the turn is later, and the gain
 there larger, the wider the reward model is. Best of 2 to 32 does not turn within its reach of 1.6.
-It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a run ends above half
-of the gain that it had.
+It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a gain does not turn.
 
-Trials before it, seed 0 alone. With pairs that showed no faults, widths of 16, 32 and 64 and 100
-iterations worth turned at d 1.9, 2.2 and 1.5, and the law had an R2 of 0.96, 0.00 and 0.91: from 40
-nats on policies moved from one degenerate review to another. At 3e-5 in place of 1e-4 they came to
-7 nats, too few for the law. With these pairs and reward models of 500 steps 60 iterations come to
-16 to 32 nats; R2 0.93, 0.97 and 0.82, turns at d 1.80, 1.75 and 1.76, largest gains 1.34, 1.33 and
-1.57: no order, of reward models of accuracy 0.84, 0.89 and 0.89.
+Trials before it, seed 0 alone, R2 of the law and, where other, of d (alpha - beta d):
+- Reviews in words, whose worth was a rule on their adjectives: policies went in jumps from one
+  degenerate review to another ("the room was splendid, the room was splendig"), R2 0.5 to 0.97,
+  turns in no order; with a penalty that fell from 1 to 0.001 the curves were smooth, 0.93, and 128
+  turned later than 8 and then fell in one step, 0.46.
+- Menus as here: 8 turns at 2.8, from 5.1 to 3.6, R2 0.90 (0.98); 32 at 3.4, R2 0.92 (0.98), after
+  160 iterations; 128, whose reward model has 0.92 of the pairs right, 8 0.81, does not turn within
+  100 iterations, which go to d 3.5. A 16 wide one does not either.
+- Worth of few dishes, 4 to 0.2 by a factor of 0.7: 8 0.86, 128 does not turn; nor with 2,000 pairs.
 
-Hardware: two CPU cores; nine runs of about 5 minutes, and SFT and reward models of 1 to 2 minutes
-each, by estimate. Not yet run.
+Hardware: two CPU cores; nine runs of about 2 minutes, and SFT and reward models of 1 minute each,
+by estimate. Not yet run.
 """
-
-import re
 
 from ppo_jax.config import (
     Config,
@@ -46,31 +46,21 @@ from ppo_jax.config import (
 )
 from ppo_jax.rewards.learned import learned_reward
 
-DATA = "experiments/data/reviews"
+DATA = "experiments/data/menus"
 SHAPE = ModelConfig(  # 0.1 million weights
     embed_dim=64, num_heads=4, num_kv_heads=4, mlp_dim=128, init_std=0.08
 )
 
-WORTH = {
-    **dict.fromkeys(("superb", "lovely", "splendid"), 3),
-    **dict.fromkeys(("charming", "clever", "bright"), 2),
-    **dict.fromkeys(("warm", "fine", "neat", "calm"), 1),
-    **dict.fromkeys(("plain", "small", "usual"), 0),
-    **dict.fromkeys(("long", "slow", "odd"), -1),
-    **dict.fromkeys(("dull", "noisy", "bland"), -2),
-    **dict.fromkeys(("awful", "filthy", "horrid"), -3),
-}
-PARTS = ("room", "food", "staff", "view", "tour", "place", "light", "sound", "path", "hall")
-KNOWN = {*WORTH, *PARTS, "the", "was", "and"}
+DISHES = "abcdefghijklmnopqrst"
+WORTH = {dish: ((7 * n) % 20 - 9.5) / 5 for n, dish in enumerate(DISHES)}  # -1.9 to 1.9
+COURSES = 12
 
 
-def worth(review: str) -> float:
-    """The true one: half the sum of what its different adjectives are worth, less half for each
-    that is said again and for each word that is none."""
-    words = re.findall(r"[^\s.,]+", review)
-    said = [word for word in words if word in WORTH]
-    faults = len(said) - len(set(said)) + sum(word not in KNOWN for word in words)
-    return 0.5 * (sum(WORTH[word] for word in set(said)) - faults)
+def worth(menu: str) -> float:
+    """The true one: the sum of what its different dishes are worth, less a point for each character
+    that is no dish. The same one again is worth nothing."""
+    served = set(menu) & WORTH.keys()
+    return round(sum(map(WORTH.__getitem__, served)) - sum(c not in WORTH for c in menu), 1)
 
 
 def by_worth(prompts: list, responses: list[str]) -> list[float]:
@@ -82,7 +72,7 @@ SFT = Config(
     data=DataOptions(
         path=f"{DATA}/sft.jsonl", eval_path=f"{DATA}/sft_eval.jsonl", max_prompt_tokens=12
     ),
-    rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=COURSES + 1),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
         cell="sft", iterations=200, eval_every=20, checkpoint_every=20, keep_best="-eval/loss"
@@ -95,16 +85,16 @@ REWARD_MODEL = Config(
     data=DataOptions(
         path=f"{DATA}/pairs.jsonl", eval_path=f"{DATA}/pairs_eval.jsonl", max_prompt_tokens=12
     ),
-    rollout=RolloutOptions(batch_size=64, max_new_tokens=64),
+    rollout=RolloutOptions(batch_size=64, max_new_tokens=COURSES + 1),
     optim=OptimOptions(schedule="linear", warmup=20, weight_decay=0.01),
     run=RunOptions(
         cell="reward-model",
-        iterations=500,
-        eval_every=25,
-        checkpoint_every=25,
+        iterations=1000,
+        eval_every=50,
+        checkpoint_every=50,
         keep_best="-eval/loss",
     ),
-    hparams=HParams(learning_rate=3e-3),
+    hparams=HParams(learning_rate=1e-3),
 )
 
 BASE = Config(
@@ -112,9 +102,9 @@ BASE = Config(
     data=DataOptions(
         path=f"{DATA}/ppo.jsonl", eval_path=f"{DATA}/eval.jsonl", max_prompt_tokens=12
     ),
-    rollout=RolloutOptions(batch_size=128, max_new_tokens=64),
+    rollout=RolloutOptions(batch_size=128, max_new_tokens=COURSES + 1),
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
-    run=RunOptions(iterations=60, eval_every=2),
+    run=RunOptions(iterations=100, eval_every=2),
     hparams=HParams(
         learning_rate=1e-4,
         critic_learning_rate=1e-3,
