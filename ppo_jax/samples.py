@@ -24,7 +24,7 @@ def sample_rows(run: Run, done: Finished, count: int) -> list[dict]:
     assert rollout is not None
     own = own_rows(mesh, len(done.prompts.prompt_index_B))[:count]
     prompts = jax.tree.map(lambda x: np.asarray(x)[own], done.prompts)
-    arrays = *(getattr(rollout, name) for name in READ), done.scores_B
+    arrays = done.scores_B, *(getattr(rollout, name) for name in READ)
     return _rows(run, prompts, *(rows[:count] for rows in fetch_own_rows(mesh, arrays)))
 
 
@@ -37,7 +37,7 @@ def fetch_logged(done: Finished) -> Finished:
     return done._replace(metrics=metrics, rollout=rollout, scores_B=scores_B)
 
 
-def _rows(run: Run, prompts: Prompts, ids_BT, lengths_B, ended_B, mask_BT, scores_B) -> list[dict]:
+def _rows(run: Run, prompts: Prompts, scores_B, ids_BT, lengths_B, ended_B, mask_BT) -> list[dict]:
     texts = data.batch_prompts(run.dataset, prompts)
     responses = response_texts(run.tokenizer, ids_BT, lengths_B)
     written_B = mask_BT.sum(axis=1)
@@ -72,5 +72,5 @@ def shown(run: Run, evaluate, state: TrainState, frozen: PyTree) -> list[dict]:
         return []
     scores_B = np.asarray(total(run, raw, rollout).total_B)
     arrays = (getattr(rollout, name) for name in READ)
-    rows = _rows(run, padded, *arrays, scores_B)[: prompts.ids_BP.shape[0]]
+    rows = _rows(run, padded, scores_B, *arrays)[: prompts.ids_BP.shape[0]]
     return rows if run.parts else [{**row, "score": None} for row in rows]
