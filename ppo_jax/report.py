@@ -20,6 +20,7 @@ from ppo_jax.metrics import read_samples
 from ppo_jax.report_cells import (
     KL,
     SCORES,
+    TOGETHER,
     Study,
     is_run,
     read_cell,
@@ -194,7 +195,7 @@ def _commands(study: Study, args: ReportArgs) -> dict[str, str]:
     if study.path is None:
         made = {f"{c.variant}, seed {c.seed}": c.command for c in study.cells if c.command}
     else:
-        shared = any("--vmap" in shlex.split(cell.command) for cell in study.cells)
+        shared = any(cell.facts.get("runs") == TOGETHER for cell in study.cells)
         sweep = ["ppo-jax", "sweep", _nearby(study.path), *study.words]
         sweep += ["--vmap"] if shared else []
         made = {"all runs": shlex.join([*sweep, *flags])}

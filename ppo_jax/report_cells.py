@@ -22,6 +22,7 @@ DONE = "done"
 KL, SCORES = "objective/kl", "objective/scores"
 # Of runs that no sweep has made, those that are there.
 USUAL = ("eval/scores", SCORES, KL, "eval/loss", "eval/accuracy", "loss")
+TOGETHER, ALONE = "one program (--vmap)", "each by itself"  # how runs were made
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers")
 
 
@@ -179,7 +180,8 @@ def _is_window(given: Any) -> bool:
 
 
 def _is_pair(given: Any, variants: Collection[str]) -> bool:
-    return isinstance(given, list) and len(given) == 2 and all(x in variants for x in given)
+    is_one = lambda x: isinstance(x, str) and x in variants
+    return isinstance(given, list) and len(given) == 2 and all(map(is_one, given))
 
 
 def _typed(given: dict[str, Any], key: str, kind: type, where: object) -> Any:
@@ -217,12 +219,6 @@ def _state(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{status} after {len(rows)} iterations{why}"
 
 
-def _made_by(env: Mapping[str, Any]) -> str:
-    """Whether a run shared its program with others."""
-    command = _command(env).split()
-    return "one program (--vmap)" if "--vmap" in command else "each by itself"
-
-
 def _command(env: Mapping[str, Any]) -> str:
     argv = env.get("argv")
     if not isinstance(argv, list) or not argv:
@@ -233,7 +229,8 @@ def _command(env: Mapping[str, Any]) -> str:
 def _facts(folder: RunFolder, env: Mapping[str, Any]) -> dict[str, str]:
     """What the numbers depend on beside the experiment: code, versions, devices, length."""
     git = env.get("git")
-    facts = {"commit": "unknown", "runs": _made_by(env)}
+    facts = {"commit": "unknown"}
+    facts["runs"] = TOGETHER if "--vmap" in _command(env).split() else ALONE
     if isinstance(git, dict):
         facts["commit"] = f"{str(git.get('sha'))[:12]}{' and changes' if git.get('dirty') else ''}"
     if "device_kind" in env:

@@ -140,7 +140,8 @@ def markdown(result: Result, plots: Iterable[str], commands: Mapping[str, str]) 
     """`table.md`: a table a metric, what was left out, how it was counted, and on what."""
     study, lines = result.study, [f"# {md(result.study.name)}", ""]
     if study.doc:
-        lines += [md(study.doc.splitlines()[0]), ""]
+        question = study.doc.partition("\n\n")[0]
+        lines += [md(" ".join(question.split())), ""]
     for metric in study.metrics:
         lines += [f"## {md(metric)}: {result.rule(metric)}", ""]
         for names, rows in tables_of(result, metric):

@@ -155,13 +155,13 @@ def read_windows(experiment: Experiment) -> dict[str, tuple[int, int]]:
 def read_pairs(experiment: Experiment, variants: Collection[str]) -> list[tuple[str, str]]:
     """PAIRS of the file: (one variant, another)."""
     given, where = experiment.sweep.get("PAIRS", ()), f"{experiment.path}: PAIRS"
-    is_pair = lambda pair: _is_list(pair) and len(pair) == 2
+    is_pair = lambda pair: _is_list(pair) and [*map(type, pair)] == [str, str]
     if not isinstance(given, tuple | list) or not all(map(is_pair, given)):
         example = f"[({', '.join(repr(name) for name in [*variants][:2])})]"
         raise ConfigError(f"{where}={given!r}: expected two variants each; nearest: {example}")
     for name in (name for pair in given for name in pair):
         if name not in variants:
-            near = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(name, variants, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{where}: {name!r}: no such variant; nearest: {near!r}")
     return [(one, other) for one, other in given]
 

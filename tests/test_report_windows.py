@@ -76,7 +76,9 @@ def test_pairs_of_variants_are_set_beside_each_other(tmp_path, monkeypatch):
     assert not (report("ab") / "differences.csv").exists()
 
 
-@pytest.mark.parametrize("pairs", [3, [["lam=0.0"]], [["lam=0.0", "lam=1"]], ["lam=0.0"]])
+@pytest.mark.parametrize(
+    "pairs", [3, [["lam=0.0"]], [["lam=0.0", "lam=1"]], ["lam=0.0"], [["lam=0.0", []]]]
+)
 def test_pairs_that_are_none(pairs, runs, capsys):
     with_fields(runs, pairs=pairs)
     assert main(["report", "ab"]) == 2
@@ -86,10 +88,11 @@ def test_pairs_that_are_none(pairs, runs, capsys):
 
 def test_how_the_runs_were_made(runs):
     """The flags that all had, and one program where there was one."""
-    with_fields(runs, words=["--run.iterations", "4"])
+    with_fields(runs, words=["--run.iterations", "4"], doc="What it asks, in\ntwo lines.\n\nMore.")
     text = (report("ab") / "table.md").read_text()
     assert "| all runs | ppo-jax sweep case.py --run.iterations 4 |" in text
     assert "| runs | each by itself |" in text
+    assert text.startswith("# ab\n\nWhat it asks, in two lines.\n\n## ")
     for path in (runs / "runs/ab").glob("*/seed0/env.json"):
         path.write_text(json.dumps(ENV | {"argv": ["ppo-jax", "sweep", "case.py", "--vmap"]}))
     text = (report("ab") / "table.md").read_text()

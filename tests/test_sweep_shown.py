@@ -52,6 +52,10 @@ MISTAKES: dict[str, tuple[str, str]] = {
         'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = ["ab"]',
         "PAIRS=['ab']: expected two variants each; nearest: [('a', 'b')]",
     ),
+    "a pair of no name": (
+        'RUNS = {"a": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [("a", [])]',
+        "PAIRS=[('a', [])]: expected two variants each; nearest: [('a', 'b')]",
+    ),
     "a pair with none": (
         'RUNS = {"as": {}, "b": {"ppo.epochs": 1}}\nPAIRS = [("a", "b")]',
         "PAIRS: 'a': no such variant; nearest: 'as'",
