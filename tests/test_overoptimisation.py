@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -107,15 +108,21 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     lines = (out / "laws.md").read_text().splitlines()
     rows = [[x.strip() for x in line.split("|")[1:-1]] for line in lines[:4]]
     by_name = {row[0]: row for row in rows}
-    assert lines[4] == "" and "- points of a fit: 2 seeds x 40 evaluations" in lines[5:]
+    assert lines[4] == "" and "- points: 2 seeds x 40 evaluations, fitted up to d 5.48" in lines[5:]
     narrow, wide = (
         dict(zip(by_name["proxy"], by_name[f"embed_dim={n}"], strict=True)) for n in (16, 64)
     )
     assert narrow["its accuracy on held-out pairs"] == "0.300, 0.300"
     assert narrow["alpha"] == "1.400 (1.40 to 1.40)" and narrow["beta"] == "1.200 (1.20 to 1.20)"
-    assert narrow["turn, d (95 % CI)"] == "1.18 (1.18 to 1.18)"
+    assert narrow["turn of the law, d (95 % CI)"] == "1.18 (1.18 to 1.18)"
     assert (wide["R2 of all seeds"], wide["R2 of each"]) == ("1.000", "1.000, 1.000")
-    assert (wide["turn, d (95 % CI)"], wide["turn, nats"]) == ("3.79 (3.79 to 3.79)", "14.39")
+    assert wide["turn of the law, d (95 % CI)"] == "3.79 (3.79 to 3.79)"
+    turn, *of_each = map(float, re.findall(r"[\d.]+", wide["turn seen, d"]))
+    assert len(of_each) == SEEDS and turn == pytest.approx(np.mean(of_each), abs=0.01)
+    assert abs(turn - 3.79) < 0.1 and float(wide["gain there"]) == pytest.approx(
+        0.6 * 3.79, abs=0.01
+    )
+    assert float(wide["gain at the end"]) < 0.6 * 3.79 - 0.05
     assert wide["proxy: rank correlation with d"] == "1.000, 1.000"
     assert wide["proxy: largest fall of its gain"] == "0.0 %, 0.0 %"
     assert narrow["best of n: alpha, beta, R2"] == "-" != wide["best of n: alpha, beta, R2"]
@@ -149,19 +156,46 @@ def test_a_turn_is_where_runs_have_been():
     """One that lies beyond them, or that there is none of, is no number."""
     d_N = np.linspace(0.2, 3.0, 30)
     size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
-    cells = lambda size: laws.turn_cells(size, size.law(), size.resampled())
+    by_law = lambda size: laws.law_turn(size.law(3.0), size.resampled(3.0), 3.0)
     early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
-    assert cells(early)[0] == "0.61 (0.61 to 0.61)"
+    assert by_law(early) == "0.61 (0.61 to 0.61)"
     for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
         late = size(lambda d, a=alpha, b=beta: d * (a - b * np.log(d)))
-        assert cells(late) == ["none up to 3.00", "-", "-"]
+        assert by_law(late) == "none up to 3.00"
+        assert laws.turn_cells([laws.turn_of(run) for run in late.runs])[0] == "none, none"
+
+
+def test_a_turn_that_is_seen_is_of_five_evaluations():
+    d_N, gold_N = np.arange(12.0), np.array([0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 9.0])
+    # Means of five: 2, 3, 3.6, 3.8, 3.6, 3, 2, 3; the last evaluation alone is no turn.
+    found = laws.turn_of(laws.Points(d_N, d_N, gold_N))
+    assert found == pytest.approx((5.0, 3.8, 3.0))
+    up = laws.turn_of(laws.Points(d_N, d_N, d_N))
+    assert (up.d, up.gain, up.end) == (np.inf, pytest.approx(9.0), pytest.approx(9.0))
+    one, other = laws.Turn(2.0, 3.0, 1.0), laws.Turn(np.inf, 5.0, 5.0)
+    assert laws.turn_cells([one, one]) == ["2.00 (2.00, 2.00)", "3.00", "1.00"]
+    assert laws.turn_cells([one, other]) == ["2.00, none", "4.00", "3.00"]
+
+
+def test_laws_are_fitted_as_far_as_every_run_went():
+    law = lambda d: d * (ALPHA - BETA * np.log(d))
+    near, far = np.linspace(0.2, 3.0, 30), np.linspace(0.2, 6.0, 60)
+    bent = np.where(far > 3.0, -5.0, law(far))  # beyond what the other run has seen
+    sizes = [
+        laws.Size("x", [], [laws.Points(d, d, gold)], [])
+        for d, gold in ((near, law(near)), (far, bent))
+    ]
+    assert laws.reach_of(sizes) == 3.0
+    for size in sizes:
+        assert size.law(3.0).r2 == pytest.approx(1.0) and size.law(3.0).beta == pytest.approx(BETA)
+    assert sizes[1].law(6.0).r2 < 0.9
 
 
 def test_seeds_that_differ_widen_the_interval():
     d_N = np.linspace(0.2, 9.0, 40)
     runs = [laws.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
     turns = [np.exp(1 / b - 1) for b in (0.5, 0.7)]
-    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled()])
+    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled(9.0)])
     assert found == f"{turns[1]:.2f} to {turns[0]:.2f}"
     flat = laws.Points(d_N, np.ones_like(d_N), d_N)
     assert all(map(np.isnan, laws.rise(flat)))

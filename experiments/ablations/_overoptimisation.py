@@ -4,9 +4,10 @@
 
 d is the square root of the KL to the first policy, in nats. What a policy gains in true worth is
 fitted with d (alpha - beta log d), best of n with d (alpha - beta d), the forms of Gao et al. 2022
-(arXiv 2210.10760, section 3.1), by least squares through the points of all seeds; the turn is where
-the fitted gain is largest. Intervals are of all resamples of the seeds, each fitted again. Best of
-n needs the SFT policy's responses, scored by each reward model:
+(arXiv 2210.10760, section 3.1), by least squares through the points of all seeds, up to the d that
+every run has reached; its turn is where the fitted gain is largest. The turn that was seen is where
+the mean of five evaluations, one after the other, is. Intervals are of all resamples of the seeds,
+each fitted again. Best of n needs the SFT policy's responses, scored by each reward model:
 
     ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
         --reward-model.run.cell reward-model-model.shape.embed_dim=8 --out RUNS/best-of-8-seed0
@@ -36,6 +37,7 @@ NAME = "overoptimisation"
 SWEEP = f"ppo-jax sweep {NAME}"
 TABLE, PLOT = "laws.md", "laws.svg"
 ALMOST_NONE = 0.1  # d below which log d says nothing of the law
+WINDOW = 5  # evaluations in a mean
 
 
 class Points(NamedTuple):
@@ -111,17 +113,13 @@ class Size(NamedTuple):
     runs: list[Points]
     best: list[tuple[np.ndarray, np.ndarray]]
 
-    @property
-    def reach(self) -> float:
-        """The largest d of a run."""
-        return max(float(run.d_N.max()) for run in self.runs)
+    def law(self, reach: float) -> Law:
+        return law_of(self.runs, reach)
 
-    def law(self) -> Law:
-        return law_of(self.runs)
-
-    def resampled(self) -> list[Law]:
+    def resampled(self, reach: float) -> list[Law]:
         """The laws of all ways to draw as many seeds with replacement."""
-        return [law_of(runs) for runs in itertools.product(self.runs, repeat=len(self.runs))]
+        draws = itertools.product(self.runs, repeat=len(self.runs))
+        return [law_of(runs, reach) for runs in draws]
 
     def law_of_best(self) -> Law | None:
         if not self.best:
@@ -130,11 +128,34 @@ class Size(NamedTuple):
         return fit(d_N, gain_N, lambda d_N: d_N)
 
 
-def law_of(runs: Sequence[Points]) -> Law:
+def law_of(runs: Sequence[Points], reach: float) -> Law:
+    """Of the points up to d = `reach`."""
     d_N = np.concatenate([run.d_N for run in runs])
     gain_N = np.concatenate([run.gold_N for run in runs])
-    far = d_N > ALMOST_NONE
-    return fit(d_N[far], gain_N[far], np.log)
+    within = (d_N > ALMOST_NONE) & (d_N <= reach)
+    return fit(d_N[within], gain_N[within], np.log)
+
+
+def reach_of(sizes: Sequence[Size]) -> float:
+    """The d that every run has reached."""
+    return min(float(run.d_N.max()) for size in sizes for run in size.runs)
+
+
+class Turn(NamedTuple):
+    """Where the gain of one run, by the mean of WINDOW evaluations, was largest."""
+
+    d: float
+    gain: float
+    end: float  # gain at its end
+
+
+def turn_of(run: Points) -> Turn:
+    """The last mean is no turn: there d is inf."""
+    mean = lambda x_N: np.convolve(x_N, np.full(WINDOW, 1 / WINDOW), mode="valid")
+    d_M, gain_M = mean(run.d_N), mean(run.gold_N)
+    top = int(gain_M.argmax())
+    d = np.inf if top == len(gain_M) - 1 else float(d_M[top])
+    return Turn(d, float(gain_M[top]), float(gain_M[-1]))
 
 
 def rise(points: Points) -> tuple[float, float]:
@@ -174,13 +195,22 @@ def interval(values: Sequence[float]) -> str:
     return f"{low:.2f} to {high:.2f}"
 
 
-def turn_cells(size: Size, law: Law, laws: Sequence[Law]) -> list[str]:
-    """Where the law turns, by d with its interval (of resampled `laws`) and by nats, and what is
-    gained there."""
-    if law.turn > size.reach:
-        return [f"none up to {size.reach:.2f}", "-", "-"]
-    gain = f"{law.beta * law.turn:.2f}"
-    return [f"{law.turn:.2f} ({interval([one.turn for one in laws])})", f"{law.turn**2:.2f}", gain]
+def law_turn(law: Law, laws: Sequence[Law], reach: float) -> str:
+    """Where the law turns, by d with its interval (of resampled `laws`)."""
+    if law.turn > reach:
+        return f"none up to {reach:.2f}"
+    return f"{law.turn:.2f} ({interval([one.turn for one in laws])})"
+
+
+def turn_cells(turns: Sequence[Turn]) -> list[str]:
+    """Where the runs turned: d of each and their mean, what was gained there and was left of it."""
+    seen = ", ".join(f"{turn.d:.2f}" if np.isfinite(turn.d) else "none" for turn in turns)
+    mean = np.mean([turn.d for turn in turns])
+    return [
+        f"{mean:.2f} ({seen})" if np.isfinite(mean) else seen,
+        f"{np.mean([turn.gain for turn in turns]):.2f}",
+        f"{np.mean([turn.end for turn in turns]):.2f}",
+    ]
 
 
 def table(sizes: Sequence[Size]) -> str:
@@ -191,32 +221,28 @@ def table(sizes: Sequence[Size]) -> str:
         "beta",
         "R2 of all seeds",
         "R2 of each",
-        "turn, d (95 % CI)",
-        "turn, nats",
-        "largest gain, fitted",
-        "largest gain of a run",
-        "gain at its end",
+        "turn of the law, d (95 % CI)",
+        "turn seen, d",
+        "gain there",
+        "gain at the end",
         "proxy: rank correlation with d",
         "proxy: largest fall of its gain",
         "best of n: alpha, beta, R2",
     )
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
-    lines = []
+    lines, reach = [], reach_of(sizes)
     for size in sizes:
-        law, laws, best = size.law(), size.resampled(), size.law_of_best()
+        law, laws, best = size.law(reach), size.resampled(reach), size.law_of_best()
         ups = [rise(run) for run in size.runs]
-        top = [float(run.gold_N.max()) for run in size.runs]
-        end = [float(run.gold_N[-1]) for run in size.runs]
         cells = [
             size.label,
             ", ".join(f"{x:.3f}" for x in size.accuracies),
             f"{law.alpha:.3f} ({interval([one.alpha for one in laws])})",
             f"{law.beta:.3f} ({interval([one.beta for one in laws])})",
             f"{law.r2:.3f}",
-            ", ".join(f"{law_of([run]).r2:.3f}" for run in size.runs),
-            *turn_cells(size, law, laws),
-            ", ".join(f"{x:.2f}" for x in top),
-            ", ".join(f"{x:.2f}" for x in end),
+            ", ".join(f"{law_of([run], reach).r2:.3f}" for run in size.runs),
+            law_turn(law, laws, reach),
+            *turn_cells([turn_of(run) for run in size.runs]),
             ", ".join(f"{rho:.3f}" for rho, _ in ups),
             ", ".join(f"{100 * fall:.1f} %" for _, fall in ups),
             "-" if best is None else f"{best.alpha:.3f}, {best.beta:.3f}, {best.r2:.3f}",
@@ -228,7 +254,7 @@ def table(sizes: Sequence[Size]) -> str:
 def sources(study: Study, sizes: Sequence[Size]) -> str:
     """What the numbers are of."""
     seeds, points = len(sizes[0].runs), len(sizes[0].runs[0].d_N)
-    more = {"points of a fit": f"{seeds} seeds x {points} evaluations"}
+    more = {"points": f"{seeds} seeds x {points} evaluations, fitted up to d {reach_of(sizes):.2f}"}
     more |= {"made by": f"make reproduce ONLY=R6, which runs {Path(__file__).name}"}
     return facts_lines(study, more)
 
@@ -237,8 +263,10 @@ def plot(sizes: Sequence[Size]) -> str:
     """Gains over d: worth of each evaluation and its law, the proxy's own scores, best of n."""
     with svg_figure(11.0, 4.2) as (figure, svg):
         worth, proxy = figure.subplots(1, 2)
+        reach = reach_of(sizes)
+        d_N = np.linspace(ALMOST_NONE, reach, 200)
         for size, colour in zip(sizes, COLOURS, strict=False):
-            law, d_N = size.law(), np.linspace(ALMOST_NONE, size.reach, 200)
+            law = size.law(reach)
             worth.plot(d_N, law.gain(d_N), color=colour, label=size.label)
             for run in size.runs:
                 worth.plot(run.d_N, run.gold_N, ".", color=colour, ms=3, alpha=0.6)
