@@ -206,7 +206,10 @@ def test_seeds_that_differ_widen_the_interval():
     [
         ("a", -1.9),
         ("ab", -2.4),  # b: -0.5
-        ("abab", -2.4),  # served again
+        ("abab", -5.8),  # a second of each: 0.5 less
+        ("iii", 2.4),  # 1.3, 0.8, 0.3
+        ("ixixiix", -3.0 + 2.4 - 1.2),
+        ("iiiiii", -1.2),  # the fourth, fifth and sixth: -1.2
         ("abz?", -4.4),  # no dishes
         ("zz", -2.0),
         ("", 0.0),
@@ -233,9 +236,9 @@ def test_the_generator_makes_the_files(tmp_path, monkeypatch):
 
 
 def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
-    """The chosen one is worth more; some are of few dishes, SFT's of hardly fewer than by chance;
-    and no prompt stands in two files."""
-    prompts, counts = [], {"sft": [], "pairs": []}
+    """The chosen one is worth more; a third serving is common in pairs, a fourth rare; SFT's have
+    as many different dishes as by chance; and no prompt stands in two files."""
+    prompts, counts, most = [], {"sft": [], "pairs": []}, []
     for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
         text = (DATA / "menus" / f"{name}.jsonl").read_text()
         rows = [json.loads(line) for line in text.splitlines()]
@@ -246,8 +249,9 @@ def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
                 assert len(menu) == menus.COURSES and set(menu) <= menus.WORTH.keys()
                 counts[name.split("_")[0]].append(len(set(menu)))
             if "chosen" in row:
+                most += [max(map(menu.count, menu)) for menu in shown]
                 assert menus.worth(row["chosen"]) > menus.worth(row["rejected"])
     assert len(prompts) == len(set(prompts))
     by_chance = 20 * (1 - 0.95**menus.COURSES)
     assert np.mean(counts["sft"]) == pytest.approx(by_chance, abs=0.1)
-    assert np.mean(np.array(counts["pairs"]) <= 4) > 0.1
+    assert np.mean(np.array(most) == 3) > 0.3 and 0.05 < np.mean(np.array(most) >= 4) < 0.08

@@ -7,30 +7,35 @@
 Question: without a KL penalty, does the true worth of a policy's responses turn over while the
 reward model's score goes on rising, by which law, and later for a larger reward model? The policy
 writes menus of twelve dishes after SFT on ones where all are alike. What one is worth is a rule,
-`worth`, that nothing is trained on: of each different dish its own worth, of the same one again
-nothing. Three reward models, 8, 32 and 128 wide, learn from 8,000 pairs of menus.
+`worth`, that nothing is trained on: what its dishes are worth, less what a second, a third and
+each later serving of the same one costs. Three reward models, 8, 32 and 128 wide, learn from 8,000
+pairs of menus, of which 7 % serve a dish four times or more: what that costs is for them to guess.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
 rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
 
-Prediction, before any run: the law fits with an R2 above 0.9 for each width; the reward model's
-score rises with d in every run, by rank correlation above 0.9; the turn is later, and the gain
-there larger, the wider the reward model is. Best of 2 to 32 does not turn within its reach of 1.6.
-It fails if a turn of a wider model is earlier, if an R2 is below 0.9, or if a gain does not turn.
+Prediction, before any run: every run turns, in the mean later, and with more gained there, the
+wider the reward model is. The law fits with an R2 above 0.9 for each width, over the d that every
+run reaches; the reward model's score rises with d, by rank correlation above 0.9 in every run. Best
+of 2 to 32 does not turn within its reach of 1.6. It fails if a turn of a wider model is earlier, if
+an R2 is below 0.9, or if a gain does not turn. The form of best of n is expected to fit RL better
+than its own: at few nats a gain grows as d does, and the slope of d log d has no end at 0.
 
-Trials before it, seed 0 alone, R2 of the law and, where other, of d (alpha - beta d):
+Trials before it, of seed 0 alone, chose the rule of this worth, and how rarely pairs show what it
+costs; d at the turn, and R2 of the law over all that the run reached:
 - Reviews in words, whose worth was a rule on their adjectives: policies went in jumps from one
-  degenerate review to another ("the room was splendid, the room was splendig"), R2 0.5 to 0.97,
-  turns in no order; with a penalty that fell from 1 to 0.001 the curves were smooth, 0.93, and 128
-  turned later than 8 and then fell in one step, 0.46.
-- Menus as here: 8 turns at 2.8, from 5.1 to 3.6, R2 0.90 (0.98); 32 at 3.4, R2 0.92 (0.98), after
-  160 iterations; 128, whose reward model has 0.92 of the pairs right, 8 0.81, does not turn within
-  100 iterations, which go to d 3.5. A 16 wide one does not either.
-- Worth of few dishes, 4 to 0.2 by a factor of 0.7: 8 0.86, 128 does not turn; nor with 2,000 pairs.
+  degenerate review to another ("the room was splendid, the room was splendig"), R2 0.5 to 0.97.
+- Menus where a dish served again is worth nothing, pairs of 3 to 20 dishes: 8 turns at 2.8, R2
+  0.90; 128 has learnt all there is and does not turn up to 5.7.
+- Each serving 0.8 dearer than the one before, pairs of 12 to 20: 8 turns at 2.4, 0.73; 32 and 128
+  hardly, near 2.9, 0.96. Pairs without any repeated dish but for 2 %: 128 turns first, at 1.9.
+- A fourth serving much dearer than a third, as here, pairs of 14 to 20: with 3 in place of 2.5 they
+  turn at 2.4, 2.5 and 2.7, R2 0.76, 0.76, 0.86, and fall by a third; with 2 at 2.7 (8) and 2.8
+  (128), 0.93 and 0.92, and fall by a tenth; as here at 2.5, 2.9 and 2.9, 0.95, 0.96, 0.89.
 
-Hardware: two CPU cores; nine runs of about 2 minutes, and SFT and reward models of 1 minute each,
-by estimate. Not yet run.
+Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
+as long, by estimate. Not yet run.
 """
 
 from ppo_jax.config import (
@@ -53,14 +58,19 @@ SHAPE = ModelConfig(  # 0.1 million weights
 
 DISHES = "abcdefghijklmnopqrst"
 WORTH = {dish: ((7 * n) % 20 - 9.5) / 5 for n, dish in enumerate(DISHES)}  # -1.9 to 1.9
+SERVING = (0.0, 0.5, 1.0, 2.5)  # what the first, second, third and each later one of a dish costs
 COURSES = 12
 
 
 def worth(menu: str) -> float:
-    """The true one: the sum of what its different dishes are worth, less a point for each character
-    that is no dish. The same one again is worth nothing."""
-    served = set(menu) & WORTH.keys()
-    return round(sum(map(WORTH.__getitem__, served)) - sum(c not in WORTH for c in menu), 1)
+    """The true one: what its dishes are worth, less what each one costs that was served before, and
+    less a point for each character that is no dish."""
+    total = 0.0
+    for n, dish in enumerate(menu):
+        before = menu[:n].count(dish)
+        cost = SERVING[min(before, len(SERVING) - 1)]
+        total += WORTH[dish] - cost if dish in WORTH else -1.0
+    return round(total, 1)
 
 
 def by_worth(prompts: list, responses: list[str]) -> list[float]:
@@ -104,7 +114,7 @@ BASE = Config(
     ),
     rollout=RolloutOptions(batch_size=128, max_new_tokens=COURSES + 1),
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
-    run=RunOptions(iterations=100, eval_every=2),
+    run=RunOptions(iterations=64, eval_every=2),
     hparams=HParams(
         learning_rate=1e-4,
         critic_learning_rate=1e-3,
@@ -119,5 +129,5 @@ REWARD = learned_reward()
 JUDGE = by_worth
 
 GRID = {"reward-model.model.shape.embed_dim": (8, 32, 128)}
-SEEDS = range(3)
+SEEDS = range(5)
 METRICS = ("eval/scores", "eval/judge", "eval/kl")

@@ -41,7 +41,7 @@ define reproduce-after-A2
 $(PY) experiments/ablations/_clipping.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-after-R6
-$(foreach width,8 32 128,$(foreach seed,0 1 2,$(call reproduce-best-of,$(width),$(seed))))
+$(foreach width,8 32 128,$(foreach seed,0 1 2 3 4,$(call reproduce-best-of,$(width),$(seed))))
 $(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-script

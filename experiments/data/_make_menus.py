@@ -4,8 +4,8 @@
 
 The dishes and what they are worth are those of experiments/ablations/overoptimisation.py. Of a pair
 the menu that is worth more is the chosen one; the two always differ in it. Menus for SFT have each
-dish as often as any other; a menu in a pair is of 3 to 20 dishes, so that it is seen what the same
-one again is worth.
+dish as often as any other. A menu in a pair is drawn from 14 to 20 dishes: what a second and a
+third serving of one cost is seen often, what a fourth costs hardly ever.
 """
 
 import random
@@ -21,15 +21,15 @@ SIZES = {"sft": 2000, "sft_eval": 200, "ppo": 300, "eval": 256, "pairs": 8000, "
 DISHES = [*WORTH]
 
 
-def menu(rng: random.Random, count: int = len(DISHES)) -> str:
-    """Of so many of the dishes."""
-    kitchen = rng.sample(DISHES, count)
+def menu(rng: random.Random, least: int = len(DISHES)) -> str:
+    """Of so many of the dishes, or more."""
+    kitchen = rng.sample(DISHES, rng.randint(least, len(DISHES)))
     return "".join(rng.choice(kitchen) for _ in range(COURSES))
 
 
 def draw(rng: random.Random) -> tuple[str, Row] | None:
     prompt = f"table {rng.randrange(100_000)}:"
-    given = [menu(rng, rng.randint(3, len(DISHES))) for _ in range(2)]
+    given = [menu(rng, least=14) for _ in range(2)]
     worse, better = sorted(given, key=worth)
     if worth(worse) == worth(better):
         return None
