@@ -52,8 +52,10 @@ def test_what_was_run_says_what_was_seen(name):
     doc, was_run = load_experiment(name).doc, (ROOT / f"experiments/results/{name}").is_dir()
     assert ("\nSeen" in doc, "Not yet run." in doc) == (was_run, not was_run)
     rows = (FOLDER / "README.md").read_text(encoding="utf-8")
-    (status,) = re.findall(rf"^\| [AR]\d+ \| `{name}\.py` .*\| (.+) \|$", rows, re.M)
-    assert (status == "not yet run") == (not was_run)
+    row = rf"^\| [AR]\d+ \| `{name}\.py` .*\| (.+) \| \d+ x \d+ \| (.+) \|$"
+    ((agrees, seen),) = re.findall(row, rows, re.M)
+    assert (seen == "not yet run") == (agrees == "-") == (not was_run)
+    assert not was_run or re.match(r"(yes|no|in part)\b", agrees)
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - OTHER_TASKS))
