@@ -9,7 +9,7 @@ reward model's score goes on rising, by which law, and later for a larger reward
 writes menus of twelve dishes after SFT on ones where all are alike. What one is worth is a rule,
 `worth`, that nothing is trained on: what its dishes are worth, less what a second, a third and
 each later serving of the same one costs. Three reward models, 8, 32 and 128 wide, learn from 8,000
-pairs of menus, of which 7 % serve a dish four times or more: what that costs is for them to guess.
+pairs of menus, none of which serves a dish four times: what that costs is for them to guess.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
@@ -30,9 +30,11 @@ costs; d at the turn, and R2 of the law over all that the run reached:
   0.90; 128 has learnt all there is and does not turn up to 5.7.
 - Each serving 0.8 dearer than the one before, pairs of 12 to 20: 8 turns at 2.4, 0.73; 32 and 128
   hardly, near 2.9, 0.96. Pairs without any repeated dish but for 2 %: 128 turns first, at 1.9.
-- A fourth serving much dearer than a third, as here, pairs of 14 to 20: with 3 in place of 2.5 they
-  turn at 2.4, 2.5 and 2.7, R2 0.76, 0.76, 0.86, and fall by a third; with 2 at 2.7 (8) and 2.8
-  (128), 0.93 and 0.92, and fall by a tenth; as here at 2.5, 2.9 and 2.9, 0.95, 0.96, 0.89.
+- Costs of 0.5, 1 and from the fourth on 3, pairs of 14 to 20, 7 % with a fourth: turns at 2.4, 2.5
+  and 2.7, R2 0.76, 0.76, 0.86, a third of the gain lost; with 2 for 3 at 2.7 (8) and 2.8 (128), 0.93
+  and 0.92, a tenth lost; with 2.5 at 2.5, 2.9, 2.9, but in five seeds, 64 iterations, four of ten
+  runs of 8 and 32 had found no turn.
+- As here, with 3 for 2: at 2.5, 2.7 and 2.9, up to d 3 R2 0.93, 0.99, 0.97, beyond less.
 
 Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
 as long, by estimate. Not yet run.
@@ -58,7 +60,7 @@ SHAPE = ModelConfig(  # 0.1 million weights
 
 DISHES = "abcdefghijklmnopqrst"
 WORTH = {dish: ((7 * n) % 20 - 9.5) / 5 for n, dish in enumerate(DISHES)}  # -1.9 to 1.9
-SERVING = (0.0, 0.5, 1.0, 2.5)  # what the first, second, third and each later one of a dish costs
+SERVING = (0.0, 0.3, 0.6, 2.0)  # what the first, second, third and each later one of a dish costs
 COURSES = 12
 
 
@@ -114,7 +116,7 @@ BASE = Config(
     ),
     rollout=RolloutOptions(batch_size=128, max_new_tokens=COURSES + 1),
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
-    run=RunOptions(iterations=64, eval_every=2),
+    run=RunOptions(iterations=120, eval_every=2),
     hparams=HParams(
         learning_rate=1e-4,
         critic_learning_rate=1e-3,

@@ -4,8 +4,8 @@
 
 The dishes and what they are worth are those of experiments/ablations/overoptimisation.py. Of a pair
 the menu that is worth more is the chosen one; the two always differ in it. Menus for SFT have each
-dish as often as any other. A menu in a pair is drawn from 14 to 20 dishes: what a second and a
-third serving of one cost is seen often, what a fourth costs hardly ever.
+dish as often as any other. A menu in a pair is drawn from 14 to 20 dishes and serves none of them
+a fourth time: what a second and a third serving cost can be learnt, what more of them cost cannot.
 """
 
 import random
@@ -21,15 +21,18 @@ SIZES = {"sft": 2000, "sft_eval": 200, "ppo": 300, "eval": 256, "pairs": 8000, "
 DISHES = [*WORTH]
 
 
-def menu(rng: random.Random, least: int = len(DISHES)) -> str:
-    """Of so many of the dishes, or more."""
+def menu(rng: random.Random, least: int = len(DISHES), most: int = COURSES) -> str:
+    """Drawn from `least` dishes or more, each served at most so often."""
     kitchen = rng.sample(DISHES, rng.randint(least, len(DISHES)))
-    return "".join(rng.choice(kitchen) for _ in range(COURSES))
+    while True:
+        made = "".join(rng.choice(kitchen) for _ in range(COURSES))
+        if max(map(made.count, made)) <= most:
+            return made
 
 
 def draw(rng: random.Random) -> tuple[str, Row] | None:
     prompt = f"table {rng.randrange(100_000)}:"
-    given = [menu(rng, least=14) for _ in range(2)]
+    given = [menu(rng, least=14, most=3) for _ in range(2)]
     worse, better = sorted(given, key=worth)
     if worth(worse) == worth(better):
         return None
