@@ -31,9 +31,9 @@ costs; d at the turn, and R2 of the law over all that the run reached:
 - Each serving 0.8 dearer than the one before, pairs of 12 to 20: 8 turns at 2.4, 0.73; 32 and 128
   hardly, near 2.9, 0.96. Pairs without any repeated dish but for 2 %: 128 turns first, at 1.9.
 - Costs of 0.5, 1 and from the fourth on 3, pairs of 14 to 20, 7 % with a fourth: turns at 2.4, 2.5
-  and 2.7, R2 0.76, 0.76, 0.86, a third of the gain lost; with 2 for 3 at 2.7 (8) and 2.8 (128), 0.93
-  and 0.92, a tenth lost; with 2.5 at 2.5, 2.9, 2.9, but in five seeds, 64 iterations, four of ten
-  runs of 8 and 32 had found no turn.
+  and 2.7, R2 0.76, 0.76, 0.86, a third of the gain lost. With 2 in place of 3 at 2.7 (8) and 2.8
+  (128), 0.93 and 0.92, a tenth lost. With 2.5 at 2.5, 2.9, 2.9, but of ten runs of 8 and 32 (five
+  seeds, 64 iterations) half had hardly turned or not at all.
 - As here, with 3 for 2: at 2.5, 2.7 and 2.9, up to d 3 R2 0.93, 0.99, 0.97, beyond less.
 
 Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
