@@ -236,8 +236,8 @@ def test_the_generator_makes_the_files(tmp_path, monkeypatch):
 
 
 def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
-    """The chosen one is worth more; in pairs a third serving is common and no fourth is there; menus
-    of SFT have as many dishes as by chance; and no prompt stands in two files."""
+    """The chosen one is worth more. In pairs a third serving is common and there is no fourth.
+    Menus for SFT have as many dishes as by chance. No prompt stands in two files."""
     prompts, counts, most = [], {"sft": [], "pairs": []}, []
     for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
         text = (DATA / "menus" / f"{name}.jsonl").read_text()
