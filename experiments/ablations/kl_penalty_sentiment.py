@@ -19,8 +19,19 @@ has the larger compound score: then the turn is within reach of a run this short
 all three, compound score over KL, lie on one curve: at a KL that two of them pass, their scores are
 within 0.05 of each other.
 
-Hardware: two CPU cores and 10 GB of memory, 9 runs of about 9 minutes, each by itself (--vmap would
-hold the moments of nine models at once). Not yet run.
+Seen, three seeds (experiments/results/kl_penalty_sentiment): of beta 0, 0.05 and 0.2 the compound
+score of the held-out openings at the end is 0.96, 0.50 and 0.21, from 0.15, at 28.6, 3.1 and 0.7
+nats, and distinct-2 0.60, 0.89 and 0.90: as predicted, and so is the order of the KL and of the
+reward. The two scores are alike to 0.03 throughout: negation is rare in these continuations, so the
+judge is hardly another aim than the reward, and 38 iterations of it do not turn anything over. One
+curve they are up to 1 nat. At 2 nats, read between evaluations, 0.05 has 0.37 and 0 has 0.32, at 3
+nats 0.48 and 0.38, against the prediction: going slowly buys more for a nat. Gao et al. see that of
+the score that is trained on, not of the true one; here they are one. That beta 0 cheats is to be
+read, not measured: of its pairs of words two in five repeat another, and a monitor "was playing a
+fantastic game in Alice's great amazing park".
+
+Hardware: two CPU cores and 10 GB of memory; 9 runs, each by itself (--vmap would hold the moments
+of nine models at once), about 16 minutes each on one core, with other work on the other.
 """
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
