@@ -38,8 +38,9 @@ costs; d at the turn, and R2 of the law over all that the run reached:
   8 alone, four seeds: turns at 2.7, R2 to d 3 0.92 to 0.99; where a worth is learnt whole, a reward
   model is sure of itself, its score has an end at d 2, and what follows is drift.
 - Worths a fifth as large, beside a table of what goes well after what, which 8,000 pairs do not
-  teach: the score rises to d 5 (rank correlation 0.99), and labels count: gains of 1.7, 2.4 and 3.6
-  at d 2.1, 2.6 and 2.7 for 8 wide with 250 pairs, 32 with 1,500, 128 with 8,000.
+  teach: labels count, gains of 1.7, 2.5 and 3.6 at d 2.1, 3.2 and 2.7 for 8 wide with 250 pairs, 32
+  with 1,500 and 128 with 8,000; the last rose again, to 4.1 at 5.0. The width alone does not: 8 with
+  8,000 had 5.2 at 5.3. The score rises with d there but for 250 pairs, by rank correlation 0.99.
 
 Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
 as long, by estimate. Not yet run.
