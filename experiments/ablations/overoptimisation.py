@@ -39,7 +39,7 @@ costs; d at the turn, and R2 of the law over all that the run reached:
   model is sure of itself, its score has an end at d 2, and what follows is drift.
 - Worths a fifth as large, beside a table of what goes well after what, which 8,000 pairs do not
   teach: labels count, gains of 1.7, 2.5 and 3.6 at d 2.1, 3.2 and 2.7 for 8 wide with 250 pairs, 32
-  with 1,500 and 128 with 8,000; the last rose again, to 4.1 at 5.0. The width alone does not: 8 with
+  with 1,500, 128 with 8,000; the last rose again, to 4.1 at 5.0. The width alone does not: 8 with
   8,000 had 5.2 at 5.3. The score rises with d there but for 250 pairs, by rank correlation 0.99.
 
 Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
