@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SEEDS = 2
 ALPHA, BETA = 1.4, 0.6
-
+NAME = "overoptimisation"
 
 sys.path.insert(0, str(ROOT / "experiments" / "ablations"))
 laws = importlib.import_module("_overoptimisation")
@@ -67,12 +67,14 @@ def runs(tmp_path):
     root, cells = tmp_path / "runs" / "overoptimisation", []
     for width, beta in ((16, 1.2), (64, 0.6)):
         for seed in range(SEEDS):
-            name = f"embed_dim={width}"
+            name, stage = f"{width}-wide", f"reward-model-model.shape.embed_dim={width},data.path=x"
             run, kl = root / f"{name}-0" / f"seed{seed}", np.linspace(0.0, 30.0, 41)[1:] + seed
             run.mkdir(parents=True)
             first = {"eval/scores": -1.0, "eval/judge": 0.5, "eval/kl": 0.0}
             (run / "baseline.json").write_text(json.dumps({"metrics": first}))
             (run / "status.json").write_text('{"status": "done"}')
+            argv = ["ppo-jax", "train", NAME, f"--reward-model.run.cell={stage}"]
+            (run / "env.json").write_text(json.dumps({"argv": argv}))
             d = np.sqrt(kl)
             gold = 0.5 + d * (ALPHA - beta * np.log(d))
             rows = [{"step": 0, "objective/kl": 0.0}]
@@ -81,7 +83,7 @@ def runs(tmp_path):
                 for n, (k, g) in enumerate(zip(kl, gold, strict=True), 1)
             ]
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{seed}"
+            model = root / stage / f"seed{seed}"
             model.mkdir(parents=True)
             rows = [{"step": n, "eval/loss": abs(n - 3), "eval/accuracy": n / 10} for n in range(6)]
             (model / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -98,11 +100,15 @@ def runs(tmp_path):
     return root
 
 
+def numbers(cell):
+    return [float(word) for word in re.findall(r"[\d.]+", cell)]
+
+
 def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     rng = np.random.default_rng(2)
     for seed in range(SEEDS):
         scores = rng.normal(size=(50, 16))
-        write_responses(runs / f"best-of-64-seed{seed}" / "eval.jsonl", scores, scores)
+        write_responses(runs / f"best-of-64-wide-seed{seed}" / "eval.jsonl", scores, scores)
     out = tmp_path / "out"
     laws.main(["--run-dir", str(runs.parent), "--out", str(out)])
     lines = (out / "laws.md").read_text().splitlines()
@@ -110,14 +116,16 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     by_name = {row[0]: row for row in rows}
     assert lines[4] == "" and "- points: 2 seeds x 40 evaluations, fitted up to d 5.48" in lines[5:]
     narrow, wide = (
-        dict(zip(by_name["proxy"], by_name[f"embed_dim={n}"], strict=True)) for n in (16, 64)
+        dict(zip(by_name["proxy"], by_name[f"{n}-wide"], strict=True)) for n in (16, 64)
     )
     assert narrow["its accuracy on held-out pairs"] == "0.300, 0.300"
-    assert narrow["alpha"] == "1.400 (1.40 to 1.40)" and narrow["beta"] == "1.200 (1.20 to 1.20)"
-    assert narrow["turn of the law, d (95 % CI)"] == "1.18 (1.18 to 1.18)"
+    # The mean over a step of d bends the law by a hundredth at most.
+    assert numbers(narrow["alpha"]) == pytest.approx([ALPHA] * 3, abs=0.02)
+    assert numbers(narrow["beta"]) == pytest.approx([1.2] * 3, abs=0.02)
+    assert numbers(narrow["turn of the law, d (95 % CI)"]) == pytest.approx([1.18] * 3, abs=0.02)
     assert (wide["R2 of all seeds"], wide["R2 of each"]) == ("1.000", "1.000, 1.000")
-    assert wide["turn of the law, d (95 % CI)"] == "3.79 (3.79 to 3.79)"
-    turn, *of_each = map(float, re.findall(r"[\d.]+", wide["turn seen, d"]))
+    assert numbers(wide["turn of the law, d (95 % CI)"]) == pytest.approx([3.79] * 3, abs=0.04)
+    turn, *of_each = numbers(wide["turn seen, d"])
     assert len(of_each) == SEEDS and turn == pytest.approx(np.mean(of_each), abs=0.01)
     assert abs(turn - 3.79) < 0.1 and float(wide["gain there"]) == pytest.approx(
         0.6 * 3.79, abs=0.01
@@ -139,7 +147,7 @@ def test_what_is_missing_is_said(runs, tmp_path):
     ):
         laws.main(["--run-dir", str(tmp_path / "nowhere")])
     words = ["--run-dir", str(runs.parent), "--out", str(tmp_path / "out")]
-    run = runs / "embed_dim=64-0/seed1"
+    run = runs / "64-wide-0/seed1"
     (run / "baseline.json").rename(run / "other.json")
     with pytest.raises(SystemExit, match="seed1: no baseline.json; go on with: ppo-jax"):
         laws.main(words)
@@ -158,7 +166,7 @@ def test_a_turn_is_where_runs_have_been():
     size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
     by_law = lambda size: laws.law_turn(size.law(3.0), size.resampled(3.0), 3.0)
     early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
-    assert by_law(early) == "0.61 (0.61 to 0.61)"
+    assert numbers(by_law(early)) == pytest.approx([0.61] * 3, abs=0.02)
     for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
         late = size(lambda d, a=alpha, b=beta: d * (a - b * np.log(d)))
         assert by_law(late) == "none up to 3.00"
@@ -187,8 +195,24 @@ def test_laws_are_fitted_as_far_as_every_run_went():
     ]
     assert laws.reach_of(sizes) == 3.0
     for size in sizes:
-        assert size.law(3.0).r2 == pytest.approx(1.0) and size.law(3.0).beta == pytest.approx(BETA)
+        assert size.law(3.0).r2 > 0.9999 and size.law(3.0).beta == pytest.approx(BETA, abs=0.01)
     assert sizes[1].law(6.0).r2 < 0.9
+
+
+def test_a_run_that_stays_counts_no_more_than_one_that_goes_on():
+    """The law is that of the mean of two runs at each d, wherever one of them wrote most."""
+    grid = np.linspace(0.1, 3.0, 291)
+    law = lambda alpha, d: d * (alpha - BETA * np.log(d))
+    stays = np.concatenate([grid, np.full(5000, 3.0)])
+    runs = [laws.Points(d, d, law(alpha, d)) for alpha, d in ((1.0, grid), (2.0, stays))]
+    found = laws.law_of(runs, 3.0)
+    assert found.alpha == pytest.approx(1.5, abs=0.01)
+    assert found.beta == pytest.approx(BETA, abs=0.01) and found.r2 > 0.999
+    # Where only one has been, the mean is its own.
+    part = laws.Points(*(x_N[grid < 1.0] for x_N in runs[0]))
+    short, whole = laws.means_by_step([part, runs[0]], 3.0)
+    assert np.isnan(short).any() and not np.isnan(whole).any()
+    assert laws.law_of([part, runs[0]], 3.0).alpha == pytest.approx(1.0, abs=0.01)
 
 
 def test_seeds_that_differ_widen_the_interval():
@@ -196,7 +220,7 @@ def test_seeds_that_differ_widen_the_interval():
     runs = [laws.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
     turns = [np.exp(1 / b - 1) for b in (0.5, 0.7)]
     found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled(9.0)])
-    assert found == f"{turns[1]:.2f} to {turns[0]:.2f}"
+    assert numbers(found) == pytest.approx(turns[::-1], abs=0.02)
     flat = laws.Points(d_N, np.ones_like(d_N), d_N)
     assert all(map(np.isnan, laws.rise(flat)))
 
@@ -204,13 +228,12 @@ def test_seeds_that_differ_widen_the_interval():
 @pytest.mark.parametrize(
     "menu, worth",
     [
-        ("a", -1.9),
-        ("ab", -2.4),  # b: -0.5
-        ("abab", -5.4),  # a second of each: 0.3 less
-        ("iii", 3.0),  # 1.3, 1.0, 0.7
-        ("ixixiix", -3.0 + 3.0 - 0.7),
-        ("iiiiii", 0.9),  # the fourth, fifth and sixth: -0.7
-        ("abz?", -4.4),  # no dishes
+        ("a", -0.57),
+        ("ab", -0.72),  # b: -0.15
+        ("abab", -3.04),  # a second of each: 0.8 less
+        ("iii", -0.43),  # 0.39 each, twice 0.8 less
+        ("ixixi", -2.0 + 3 * 0.39 - 1.6),
+        ("abz?", -2.72),  # no dishes
         ("zz", -2.0),
         ("", 0.0),
         ("abcdefghijklmnopqrst", 0.0),  # all of them
@@ -235,23 +258,44 @@ def test_the_generator_makes_the_files(tmp_path, monkeypatch):
         assert made == (DATA / "menus" / f"{name}.jsonl").read_bytes(), name
 
 
+def read_rows(name):
+    return [
+        json.loads(line) for line in (DATA / "menus" / f"{name}.jsonl").read_text().splitlines()
+    ]
+
+
 def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
-    """The chosen one is worth more. In pairs a third serving is common and there is no fourth.
-    Menus for SFT have as many dishes as by chance. No prompt stands in two files."""
-    prompts, counts, most = [], {"sft": [], "pairs": []}, []
+    """No dish is served twice in pairs; in menus for SFT as often as by chance. No prompt stands in
+    two files; those of fewer pairs are the first of all."""
+    prompts, dishes = [], []
     for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
-        text = (DATA / "menus" / f"{name}.jsonl").read_text()
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = read_rows(name)
         prompts += [row["prompt"] for row in rows]
-        for row in rows:
-            shown = [row[column] for column in ("response", "chosen", "rejected") if column in row]
-            for menu in shown:
-                assert len(menu) == menus.COURSES and set(menu) <= menus.WORTH.keys()
-                counts[name.split("_")[0]].append(len(set(menu)))
-            if "chosen" in row:
-                most += [max(map(menu.count, menu)) for menu in shown]
-                assert menus.worth(row["chosen"]) > menus.worth(row["rejected"])
+        shown = [
+            (column, row[column])
+            for row in rows
+            for column in ("response", "chosen", "rejected")
+            if column in row
+        ]
+        for column, menu in shown:
+            assert len(menu) == menus.COURSES and set(menu) <= menus.WORTH.keys()
+            if column == "response":
+                dishes.append(len(set(menu)))
+            else:
+                assert len(set(menu)) == menus.COURSES
     assert len(prompts) == len(set(prompts))
-    by_chance = 20 * (1 - 0.95**menus.COURSES)
-    assert np.mean(counts["sft"]) == pytest.approx(by_chance, abs=0.1)
-    assert np.mean(np.array(most) == 3) > 0.3 and max(most) == 3
+    assert np.mean(dishes) == pytest.approx(20 * (1 - 0.95**menus.COURSES), abs=0.1)
+    for count in (250, 1000):
+        assert read_rows(f"pairs_{count}") == read_rows("pairs")[:count]
+
+
+def test_menus_are_chosen_as_often_as_bradley_and_terry_have_it():
+    """In fifths of the pairs, by how much more one of them is worth."""
+    rows = read_rows("pairs")
+    more = np.array([menus.worth(row["chosen"]) - menus.worth(row["rejected"]) for row in rows])
+    for fifth in np.array_split(more[np.argsort(np.abs(more))], 5):
+        expected = np.mean(1 / (1 + np.exp(-np.abs(fifth))))
+        error = np.sqrt(0.25 / len(fifth))
+        assert np.mean(fifth > 0) + np.mean(fifth == 0) / 2 == pytest.approx(
+            expected, abs=4 * error
+        )

@@ -4,19 +4,22 @@
 
 d is the square root of the KL to the first policy, in nats. What a policy gains in true worth is
 fitted with d (alpha - beta log d), best of n with d (alpha - beta d), the forms of Gao et al. 2022
-(arXiv 2210.10760, section 3.1), by least squares through the points of all seeds, up to the d that
-every run has reached; its turn is where the fitted gain is largest. The turn that was seen is where
-the mean of five evaluations, one after the other, is. Intervals are of all resamples of the seeds,
-each fitted again. Best of n needs the SFT policy's responses, scored by each reward model:
+(arXiv 2210.10760, section 3.1), by least squares. That of RL goes through the mean of the seeds in
+each quarter of d, up to the d that every run has reached; its turn is where the fitted gain is
+largest. The turn that was seen is where the mean of five evaluations, one after the other, is.
+Intervals are of all resamples of the seeds, each fitted again. Best of n needs the SFT policy's
+responses, scored by each reward model:
 
     ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
-        --reward-model.run.cell reward-model-model.shape.embed_dim=8 --out RUNS/best-of-8-seed0
+        --reward-model.run.cell reward-model-model.shape.embed_dim=16,data.path=...
+        --out RUNS/best-of-16-of-250-seed0
 
 Written: `laws.md` and `laws.svg` in the folder of the ablation's results.
 """
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from math import comb
@@ -29,7 +32,7 @@ from scipy import stats
 
 from ppo_jax.baseline import FILE as BASELINE
 from ppo_jax.metrics import read_metrics
-from ppo_jax.report_cells import Study
+from ppo_jax.report_cells import Cell, Study
 from ppo_jax.report_plots import COLOURS, svg_figure
 from ppo_jax.report_stats import PERCENTS
 
@@ -37,6 +40,7 @@ NAME = "overoptimisation"
 SWEEP = f"ppo-jax sweep {NAME}"
 TABLE, PLOT = "laws.md", "laws.svg"
 ALMOST_NONE = 0.1  # d below which log d says nothing of the law
+STEP = 0.25  # of d, of a mean over seeds
 WINDOW = 5  # evaluations in a mean
 
 
@@ -118,8 +122,9 @@ class Size(NamedTuple):
 
     def resampled(self, reach: float) -> list[Law]:
         """The laws of all ways to draw as many seeds with replacement."""
-        draws = itertools.product(self.runs, repeat=len(self.runs))
-        return [law_of(runs, reach) for runs in draws]
+        of_each_R2S = means_by_step(self.runs, reach)
+        draws = itertools.product(range(len(self.runs)), repeat=len(self.runs))
+        return [law_of_means(of_each_R2S[list(draw)]) for draw in draws]
 
     def law_of_best(self) -> Law | None:
         if not self.best:
@@ -129,11 +134,30 @@ class Size(NamedTuple):
 
 
 def law_of(runs: Sequence[Points], reach: float) -> Law:
-    """Of the points up to d = `reach`."""
-    d_N = np.concatenate([run.d_N for run in runs])
-    gain_N = np.concatenate([run.gold_N for run in runs])
-    within = (d_N > ALMOST_NONE) & (d_N <= reach)
-    return fit(d_N[within], gain_N[within], np.log)
+    """Of the mean over runs in each STEP of d, up to d = `reach`: a run that stays at one d counts
+    there no more than one that goes on."""
+    return law_of_means(means_by_step(runs, reach))
+
+
+def law_of_means(of_each_R2S: np.ndarray) -> Law:
+    met_S = ~np.isnan(of_each_R2S).all(axis=(0, 1))
+    d_M, gain_M = np.nanmean(of_each_R2S[:, :, met_S], axis=0)
+    return fit(d_M, gain_M, np.log)
+
+
+def means_by_step(runs: Sequence[Points], reach: float) -> np.ndarray:
+    """(runs, 2, steps): mean d and mean gain of each run from a step on to the next; NaN where it
+    has none."""
+    steps = np.arange(ALMOST_NONE, reach, STEP)
+    return np.array([mean_by_step(run, steps, reach) for run in runs])
+
+
+def mean_by_step(run: Points, steps: np.ndarray, reach: float) -> np.ndarray:
+    within = (run.d_N >= ALMOST_NONE) & (run.d_N <= reach)
+    step_N = np.digitize(run.d_N[within], steps) - 1
+    count = np.bincount(step_N, minlength=len(steps))
+    sums = [np.bincount(step_N, x_N[within], len(steps)) for x_N in (run.d_N, run.gold_N)]
+    return np.where(count > 0, np.array(sums) / np.maximum(count, 1), np.nan)
 
 
 def reach_of(sizes: Sequence[Size]) -> float:
@@ -171,6 +195,14 @@ def rise(points: Points) -> tuple[float, float]:
     return rho, fall / float(np.ptp(proxy_N))
 
 
+def reward_model_of(cell: Cell) -> str:
+    """The run.cell of the stage that it started from, as its command has it."""
+    found = re.search(r"--reward-model\.run\.cell=([^\s']+)", cell.command)
+    if found is None:
+        sys.exit(f"{cell.root}: its command names no --reward-model.run.cell: {cell.command}")
+    return found[1]
+
+
 def read_sizes(root: Path, study: Study) -> list[Size]:
     """In the order of the sweep. Raises SystemExit, in one line, where a run is not done."""
     sizes: dict[str, Size] = {}
@@ -178,13 +210,12 @@ def read_sizes(root: Path, study: Study) -> list[Size]:
         need_done(cell, SWEEP)
         if not (cell.root / BASELINE).is_file():
             sys.exit(f"{cell.root}: no {BASELINE}; go on with: {SWEEP}")
-        width = cell.variant.removeprefix("embed_dim=")
         size = sizes.setdefault(cell.variant, Size(cell.variant, [], [], []))
         size.runs.append(read_points(cell.root))
-        model = root / f"reward-model-model.shape.embed_dim={width}" / f"seed{cell.seed}"
+        model = root / reward_model_of(cell) / f"seed{cell.seed}"
         logged = [row for row in read_metrics(model / "metrics.jsonl") if "eval/loss" in row]
         size.accuracies.append(min(logged, key=lambda row: row["eval/loss"])["eval/accuracy"])
-        sampled = root / f"best-of-{width}-seed{cell.seed}" / "eval.jsonl"
+        sampled = root / f"best-of-{cell.variant}-seed{cell.seed}" / "eval.jsonl"
         if sampled.is_file():
             size.best.append(best_of(sampled))
     return list(sizes.values())

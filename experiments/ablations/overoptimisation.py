@@ -7,42 +7,48 @@
 Question: without a KL penalty, does the true worth of a policy's responses turn over while the
 reward model's score goes on rising, by which law, and later for a larger reward model? The policy
 writes menus of twelve dishes after SFT on ones where all are alike. What one is worth is a rule,
-`worth`, that nothing is trained on: what its dishes are worth, less what a second, a third and
-each later serving of the same one costs. Three reward models, 8, 32 and 128 wide, learn from 8,000
-pairs of menus, none of which serves a dish four times: what that costs is for them to guess.
+`worth`, that nothing is trained on: what its dishes are worth, less what it costs to serve some
+again. Reward models learn from pairs of menus, of which the better one was chosen as often as
+Bradley and Terry have it, seven times in ten. No dish stands in them twice: what that costs is for
+the reward models to guess. They are 16 wide with 250 pairs, 32 with 1,000 and 128 with 8,000;
+what width and pairs do alone is seen from 128 with 250 and 16 with 8,000.
 
 Published: Gao, Schulman and Hilton 2022 (arXiv 2210.10760). With d the square root of the KL, the
 true score of RL follows d (alpha - beta log d), that of best of n d (alpha - beta d); the proxy's
-rises all the way; a larger proxy turns later and higher; best of n gains the same at less KL.
+rises all the way; a larger proxy turns later and higher, as one with more pairs does, below 2,000
+of which there is hardly a gain; best of n gains the same at less KL.
 
-Prediction, before any run: every run turns, in the mean later, and with more gained there, the
-wider the reward model is. The law fits with an R2 above 0.9 for each width, over the d that every
-run reaches; the reward model's score rises with d, by rank correlation above 0.9 in every run. Best
-of 2 to 32 does not turn within its reach of 1.6. It fails if a turn of a wider model is earlier, if
-an R2 is below 0.9, or if a gain does not turn. The form of best of n is expected to fit RL better
-than its own: at few nats a gain grows as d does, and the slope of d log d has no end at 0.
+Prediction, before any run: all turn; of the first three the larger the later, by the law and as
+seen in the mean of the seeds, and with more gained there. The law fits each with an R2 above 0.9;
+the score rises with d, by rank correlation above 0.9 in every run. The pairs are what counts: 128
+with 250 turns before 32 with 1,000 does, and 16 with 8,000 after it. Best of 2 to 32 does not turn
+within its reach of 1.6. It fails if a larger one of the three turns earlier, if an R2 is below 0.9,
+or if a gain does not turn. The form of best of n is expected to fit RL better than its own: at few
+nats a gain grows as d does, and the slope of d log d has no end at 0.
 
-Trials before it, of seed 0 alone, chose the rule of this worth, and how rarely pairs show what it
-costs; d at the turn, and R2 of the law over all that the run reached:
+Trials before it, of seed 0 alone but where said, chose this worth; d at the turn, and R2 of the law
+through all evaluations:
 - Reviews in words, whose worth was a rule on their adjectives: policies went in jumps from one
   degenerate review to another ("the room was splendid, the room was splendig"), R2 0.5 to 0.97.
-- Menus where a dish served again is worth nothing, pairs of 3 to 20 dishes: 8 turns at 2.8, R2
-  0.90; 128 has learnt all there is and does not turn up to 5.7.
-- Each serving 0.8 dearer than the one before, pairs of 12 to 20: 8 turns at 2.4, 0.73; 32 and 128
-  hardly, near 2.9, 0.96. Pairs without any repeated dish but for 2 %: 128 turns first, at 1.9.
-- Costs of 0.5, 1 and from the fourth on 3, pairs of 14 to 20, 7 % with a fourth: turns at 2.4, 2.5
-  and 2.7, R2 0.76, 0.76, 0.86, a third of the gain lost. With 2 in place of 3 at 2.7 (8) and 2.8
-  (128), 0.93 and 0.92, a tenth lost. With 2.5 at 2.5, 2.9, 2.9, but of ten runs of 8 and 32 (five
-  seeds, 64 iterations) half had hardly turned or not at all.
-- As here, with 3 for 2: at 2.5, 2.7 and 2.9, up to d 3 R2 0.93, 0.99, 0.97, beyond less. As here,
-  8 alone, four seeds: turns at 2.7, R2 to d 3 0.92 to 0.99; where a worth is learnt whole, a reward
-  model is sure of itself, its score has an end at d 2, and what follows is drift.
+- Menus of which pairs always had the better one chosen, dishes worth -1.9 to 1.9, 8, 32 and 128
+  wide with 8,000 pairs; eight costs of second, third and later servings. Turns between 1.9 and
+  2.9, the wider the later in three of the eight, R2 0.73 to 0.99. A reward model is sure of itself
+  there, its score has an end at d 2, and what follows is drift: of ten runs of 64 iterations half
+  had hardly turned.
 - Worths a fifth as large, beside a table of what goes well after what, which 8,000 pairs do not
-  teach: labels count, gains of 1.7, 2.5 and 3.6 at d 2.1, 3.2 and 2.7 for 8 wide with 250 pairs, 32
-  with 1,500, 128 with 8,000; the last rose again, to 4.1 at 5.0. The width alone does not: 8 with
-  8,000 had 5.2 at 5.3. The score rises with d there but for 250 pairs, by rank correlation 0.99.
+  teach: gains of 1.7, 2.5 and 3.6 at d 2.1, 3.2 and 2.7 for 8 wide with 250 pairs, 32 with 1,500,
+  128 with 8,000; the last rose again. 8 with 8,000 had 5.2 at 5.3: the pairs count.
+- Pairs chosen by chance, as here, dishes worth -0.38 to 0.38, 0.7 for a fourth serving and each
+  after it, never in pairs: turns at 1.8 (16 with 250), 2.4 (32 with 1,000) and 2.2 (128 with
+  8,000), R2 0.97, 0.91, 0.96; 128 with 250 at 1.8, 8 with 8,000 not before 3.7, 16 with 8,000 at
+  2.6; 16 with 125 did not turn.
+- As here, with 0.65 for 0.8 and 60 iterations, two seeds: 16 with 250 at 1.4 and, after a pause,
+  3.1; 32 with 1,000 at 2.1 and 2.4; 128 with 8,000 at 2.9 twice; R2 0.93 and 0.90, 0.79 and 0.87,
+  0.93 and 0.89, less where a run stayed at one d and drifted. So the law goes through the mean of
+  the seeds at each d, and a run ends at 40. The 0.8 is of a calculation: how a policy that follows
+  a score with noise would go.
 
-Hardware: two CPU cores; 15 runs of about a minute, as many reward models and five of SFT of about
+Hardware: two CPU cores; 25 runs of about a minute, as many reward models and five of SFT of about
 as long, by estimate. Not yet run.
 """
 
@@ -65,20 +71,19 @@ SHAPE = ModelConfig(  # 0.1 million weights
 )
 
 DISHES = "abcdefghijklmnopqrst"
-WORTH = {dish: ((7 * n) % 20 - 9.5) / 5 for n, dish in enumerate(DISHES)}  # -1.9 to 1.9
-SERVING = (0.0, 0.3, 0.6, 2.0)  # what the first, second, third and each later one of a dish costs
+WORTH = {dish: ((7 * n) % 20 - 9.5) * 0.06 for n, dish in enumerate(DISHES)}  # -0.57 to 0.57
+AGAIN = 0.8  # what each serving of a dish costs that is not its first
 COURSES = 12
 
 
 def worth(menu: str) -> float:
-    """The true one: what its dishes are worth, less what each one costs that was served before, and
+    """The true one: what its dishes are worth, less what it costs that some were served before, and
     less a point for each character that is no dish."""
     total = 0.0
     for n, dish in enumerate(menu):
-        before = menu[:n].count(dish)
-        cost = SERVING[min(before, len(SERVING) - 1)]
+        cost = AGAIN if dish in menu[:n] else 0.0
         total += WORTH[dish] - cost if dish in WORTH else -1.0
-    return round(total, 1)
+    return round(total, 2)
 
 
 def by_worth(prompts: list, responses: list[str]) -> list[float]:
@@ -122,7 +127,7 @@ BASE = Config(
     ),
     rollout=RolloutOptions(batch_size=128, max_new_tokens=COURSES + 1),
     ppo=PPOOptions(epochs=2, minibatches=2, critic_warmup=4),
-    run=RunOptions(iterations=120, eval_every=2),
+    run=RunOptions(iterations=40, eval_every=1),
     hparams=HParams(
         learning_rate=1e-4,
         critic_learning_rate=1e-3,
@@ -136,6 +141,20 @@ BASE = Config(
 REWARD = learned_reward()
 JUDGE = by_worth
 
-GRID = {"reward-model.model.shape.embed_dim": (8, 32, 128)}
+
+def proxy(width: int, pairs: str) -> dict:
+    return {
+        "reward-model.model.shape.embed_dim": width,
+        "reward-model.data.path": f"{DATA}/{pairs}.jsonl",
+    }
+
+
+RUNS = {  # width of the reward model, pairs that it has learnt from
+    "16-of-250": proxy(16, "pairs_250"),
+    "32-of-1000": proxy(32, "pairs_1000"),
+    "128-of-8000": proxy(128, "pairs"),
+    "128-of-250": proxy(128, "pairs_250"),
+    "16-of-8000": proxy(16, "pairs"),
+}
 SEEDS = range(5)
 METRICS = ("eval/scores", "eval/judge", "eval/kl")

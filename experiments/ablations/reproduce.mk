@@ -31,9 +31,11 @@ $(PY) -m ppo_jax sweep $(1) $(if $(filter $(1),$(REPRODUCE_ALONE)),,--vmap) $(RE
 $(PY) -m ppo_jax report $(1) $(REPRODUCE_FLAGS)
 
 endef
-# $(call reproduce-best-of,WIDTH,SEED): the SFT policy's responses, by one of the reward models.
+# $(call reproduce-best-of,WIDTH,COUNT,FILE,SEED): the SFT policy's responses, by the reward model of
+# that width and of so many pairs, those of the file.
+comma := ,
 define reproduce-best-of
-test -f $(REPRODUCE_BEST)/best-of-$(1)-seed$(2)/eval.json || $(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(2) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1) --out $(REPRODUCE_BEST)/best-of-$(1)-seed$(2) --run.show_prompts 0 $(REPRODUCE_FLAGS)
+test -f $(REPRODUCE_BEST)/best-of-$(1)-of-$(2)-seed$(4)/eval.json || $(PY) -m ppo_jax eval overoptimisation --model @sft --samples 32 --run.seed $(4) --reward-model.run.cell reward-model-model.shape.embed_dim=$(1)$(comma)data.path=experiments-data-menus-$(3).jsonl --out $(REPRODUCE_BEST)/best-of-$(1)-of-$(2)-seed$(4) --run.show_prompts 0 $(REPRODUCE_FLAGS)
 
 endef
 # What follows the sweeps of a row.
@@ -41,7 +43,7 @@ define reproduce-after-A2
 $(PY) experiments/ablations/_clipping.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-after-R6
-$(foreach width,8 32 128,$(foreach seed,0 1 2 3 4,$(call reproduce-best-of,$(width),$(seed))))
+$(foreach seed,0 1 2 3 4,$(call reproduce-best-of,16,250,pairs_250,$(seed))$(call reproduce-best-of,32,1000,pairs_1000,$(seed))$(call reproduce-best-of,128,8000,pairs,$(seed)))
 $(PY) experiments/ablations/_overoptimisation.py $(if $(RUN_DIR),--run-dir $(RUN_DIR))
 endef
 define reproduce-script
