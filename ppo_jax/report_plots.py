@@ -15,7 +15,7 @@ import numpy as np
 
 from ppo_jax.errors import ConfigError
 from ppo_jax.report_cells import KL, SCORES, Cell, Study, number
-from ppo_jax.report_stats import EVAL, as_number, bands, mean_interval
+from ppo_jax.report_stats import EVAL, Window, as_number, bands, mean_interval
 from ppo_jax.report_tables import Result
 from ppo_jax.text import install_hint, visible
 
@@ -112,8 +112,9 @@ def frontier(result: Result, x: str, y: str) -> str:
     with svg_figure(6.4, 3.8) as (figure, svg):
         axes = figure.add_subplot(xlabel=f"{x}, nats a response", ylabel=y)
         for variant, colour, style in _looks(study):
-            ends = (mean_interval(_ends(study.of(variant), m, result.window)) for m in (x, y))
-            end_x, end_y = ends
+            end_x, end_y = (
+                mean_interval(_ends(study.of(variant), m, result.window_of(m))) for m in (x, y)
+            )
             ways = [_way(cell.rows, (x, y)) for cell in study.of(variant) if cell.done]
             if end_x.n == 0 or end_y.n == 0:
                 continue
@@ -205,7 +206,7 @@ def _aligned(cells: Sequence[Cell], metric: str) -> tuple[list, list]:
     return together, [curve[1:] for curve in curves if not fits(curve)]
 
 
-def _ends(cells: Sequence[Cell], metric: str, window: float) -> list[float]:
+def _ends(cells: Sequence[Cell], metric: str, window: Window) -> list[float]:
     """What stands for each of the runs that have it."""
     found = (number(cell, metric, window)[0] for cell in cells)
     return [value for value in found if math.isfinite(value)]

@@ -61,9 +61,12 @@ class Result(NamedTuple):
         values = {entry.variant: entry.values for entry in self.of(metric)}
         return [(a, b, difference(values[a], values[b])) for a, b in self.study.pairs]
 
+    def window_of(self, metric: str) -> Window:
+        return self.study.windows.get(metric, self.window)
+
     def rule(self, metric: str) -> str:
         """Which number of a run stands for it."""
-        return rule(metric, self.study.windows.get(metric, self.window))
+        return rule(metric, self.window_of(metric))
 
 
 def make_result(study: Study, base: str, base_is: str, window: float) -> Result:

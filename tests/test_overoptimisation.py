@@ -114,7 +114,10 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     lines = (out / "laws.md").read_text().splitlines()
     rows = [[x.strip() for x in line.split("|")[1:-1]] for line in lines[:4]]
     by_name = {row[0]: row for row in rows}
-    assert lines[4] == "" and "- points: 2 seeds x 40 evaluations, fitted up to d 5.48" in lines[5:]
+    assert lines[4] == "" and any(
+        line.startswith("- points: 2 seeds x 40 evaluations, a law through their mean")
+        for line in lines[5:]
+    )
     narrow, wide = (
         dict(zip(by_name["proxy"], by_name[f"{n}-wide"], strict=True)) for n in (16, 64)
     )
@@ -123,7 +126,8 @@ def test_the_study_of_runs_with_a_law(runs, tmp_path, capsys):
     assert numbers(narrow["alpha"]) == pytest.approx([ALPHA] * 3, abs=0.02)
     assert numbers(narrow["beta"]) == pytest.approx([1.2] * 3, abs=0.02)
     assert numbers(narrow["turn of the law, d (95 % CI)"]) == pytest.approx([1.18] * 3, abs=0.02)
-    assert (wide["R2 of all seeds"], wide["R2 of each"]) == ("1.000", "1.000, 1.000")
+    assert (wide["R2"], wide["R2 of each seed"]) == ("1.000", "1.000, 1.000")
+    assert wide["fitted up to d"] == "5.48"
     assert numbers(wide["turn of the law, d (95 % CI)"]) == pytest.approx([3.79] * 3, abs=0.04)
     turn, *of_each = numbers(wide["turn seen, d"])
     assert len(of_each) == SEEDS and turn == pytest.approx(np.mean(of_each), abs=0.01)
@@ -147,6 +151,9 @@ def test_what_is_missing_is_said(runs, tmp_path):
     ):
         laws.main(["--run-dir", str(tmp_path / "nowhere")])
     words = ["--run-dir", str(runs.parent), "--out", str(tmp_path / "out")]
+    write_responses(runs / "best-of-64-wide-seed0" / "eval.jsonl", *np.ones((2, 3, 8)))
+    with pytest.raises(SystemExit, match=r"best-of-64-wide-seed\*: 1 of 2 seeds; the rest: make"):
+        laws.main(words)
     run = runs / "64-wide-0/seed1"
     (run / "baseline.json").rename(run / "other.json")
     with pytest.raises(SystemExit, match="seed1: no baseline.json; go on with: ppo-jax"):
@@ -164,7 +171,7 @@ def test_a_turn_is_where_runs_have_been():
     """One that lies beyond them, or that there is none of, is no number."""
     d_N = np.linspace(0.2, 3.0, 30)
     size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
-    by_law = lambda size: laws.law_turn(size.law(3.0), size.resampled(3.0), 3.0)
+    by_law = lambda size: laws.law_turn(size.law(), size.resampled(), size.reach)
     early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
     assert numbers(by_law(early)) == pytest.approx([0.61] * 3, abs=0.02)
     for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
@@ -185,18 +192,17 @@ def test_a_turn_that_is_seen_is_of_five_evaluations():
     assert laws.turn_cells([one, other]) == ["2.00, none", "4.00", "3.00"]
 
 
-def test_laws_are_fitted_as_far_as_every_run_went():
+def test_a_law_is_fitted_as_far_as_every_seed_went():
     law = lambda d: d * (ALPHA - BETA * np.log(d))
     near, far = np.linspace(0.2, 3.0, 30), np.linspace(0.2, 6.0, 60)
-    bent = np.where(far > 3.0, -5.0, law(far))  # beyond what the other run has seen
-    sizes = [
-        laws.Size("x", [], [laws.Points(d, d, gold)], [])
-        for d, gold in ((near, law(near)), (far, bent))
-    ]
-    assert laws.reach_of(sizes) == 3.0
-    for size in sizes:
-        assert size.law(3.0).r2 > 0.9999 and size.law(3.0).beta == pytest.approx(BETA, abs=0.01)
-    assert sizes[1].law(6.0).r2 < 0.9
+    bent = np.where(far > 3.0, -5.0, law(far))  # beyond what the other seed has seen
+    runs = [laws.Points(d, d, gold) for d, gold in ((near, law(near)), (far, bent))]
+    both, one = (laws.Size("x", [], some, []) for some in (runs, runs[1:]))
+    assert (both.reach, one.reach) == (3.0, 6.0)
+    assert both.law().r2 > 0.9999 and both.law().beta == pytest.approx(BETA, abs=0.01)
+    assert one.law().r2 < 0.9
+    alone = both.laws_of_each()
+    assert alone[0].r2 == pytest.approx(1.0) and alone[1].r2 < 0.9
 
 
 def test_a_run_that_stays_counts_no_more_than_one_that_goes_on():
@@ -205,21 +211,22 @@ def test_a_run_that_stays_counts_no_more_than_one_that_goes_on():
     law = lambda alpha, d: d * (alpha - BETA * np.log(d))
     stays = np.concatenate([grid, np.full(5000, 3.0)])
     runs = [laws.Points(d, d, law(alpha, d)) for alpha, d in ((1.0, grid), (2.0, stays))]
-    found = laws.law_of(runs, 3.0)
+    found = laws.law_of_means(laws.means_by_step(runs, 3.0))
     assert found.alpha == pytest.approx(1.5, abs=0.01)
     assert found.beta == pytest.approx(BETA, abs=0.01) and found.r2 > 0.999
     # Where only one has been, the mean is its own.
     part = laws.Points(*(x_N[grid < 1.0] for x_N in runs[0]))
     short, whole = laws.means_by_step([part, runs[0]], 3.0)
     assert np.isnan(short).any() and not np.isnan(whole).any()
-    assert laws.law_of([part, runs[0]], 3.0).alpha == pytest.approx(1.0, abs=0.01)
+    found = laws.law_of_means(laws.means_by_step([part, runs[0]], 3.0))
+    assert found.alpha == pytest.approx(1.0, abs=0.01)
 
 
 def test_seeds_that_differ_widen_the_interval():
     d_N = np.linspace(0.2, 9.0, 40)
     runs = [laws.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
     turns = [np.exp(1 / b - 1) for b in (0.5, 0.7)]
-    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled(9.0)])
+    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled()])
     assert numbers(found) == pytest.approx(turns[::-1], abs=0.02)
     flat = laws.Points(d_N, np.ones_like(d_N), d_N)
     assert all(map(np.isnan, laws.rise(flat)))

@@ -41,6 +41,19 @@ def test_a_metric_has_the_iterations_that_the_file_gives_it(runs):
         assert "objective/kl: mean of iterations 1 to 2" in (out / name).read_text()
 
 
+def test_the_frontier_ends_where_the_table_does(runs):
+    """The last iteration is what a metric without a window ends with, so one that says the same
+    changes nothing, and one of earlier iterations moves the end."""
+
+    def frontier(**fields):
+        with_fields(runs, **fields)
+        return (report("ab", "--metrics", "objective/scores") / "frontier.svg").read_bytes()
+
+    plain = frontier()
+    assert frontier(windows={"objective/kl": [3, 4]}) == plain
+    assert frontier(windows={"objective/kl": [1, 3]}) != plain
+
+
 def test_iterations_that_no_run_has_are_named(runs, capsys):
     with_fields(runs, windows={"objective/kl": [4, 9]})
     out = report("ab", "--metrics", "objective/kl")

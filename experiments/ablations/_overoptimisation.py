@@ -5,10 +5,11 @@
 d is the square root of the KL to the first policy, in nats. What a policy gains in true worth is
 fitted with d (alpha - beta log d), best of n with d (alpha - beta d), the forms of Gao et al. 2022
 (arXiv 2210.10760, section 3.1), by least squares. That of RL goes through the mean of the seeds in
-each quarter of d, up to the d that every run has reached; its turn is where the fitted gain is
-largest. The turn that was seen is where the mean of five evaluations, one after the other, is.
-Intervals are of all resamples of the seeds, each fitted again. Best of n needs the SFT policy's
-responses, scored by each reward model:
+each quarter of d, up to the d that every seed has reached; its turn is where the fitted gain is
+largest. Beside its R2 stand those of laws through all evaluations of one seed. The turn that was
+seen is where the mean of five evaluations, one after the other, is largest. Intervals are of all
+resamples of the seeds, each fitted again. Best of n needs the SFT policy's responses, scored by
+each reward model:
 
     ppo-jax eval overoptimisation --model @sft --samples 32 --run.seed 0
         --reward-model.run.cell reward-model-model.shape.embed_dim=16,data.path=...
@@ -117,12 +118,22 @@ class Size(NamedTuple):
     runs: list[Points]
     best: list[tuple[np.ndarray, np.ndarray]]
 
-    def law(self, reach: float) -> Law:
-        return law_of(self.runs, reach)
+    @property
+    def reach(self) -> float:
+        """The d that every run has reached."""
+        return min(float(run.d_N.max()) for run in self.runs)
 
-    def resampled(self, reach: float) -> list[Law]:
+    def law(self) -> Law:
+        return law_of_means(means_by_step(self.runs, self.reach))
+
+    def laws_of_each(self) -> list[Law]:
+        """Through all evaluations of one run, that of each."""
+        far = [(run, run.d_N > ALMOST_NONE) for run in self.runs]
+        return [fit(run.d_N[kept], run.gold_N[kept], np.log) for run, kept in far]
+
+    def resampled(self) -> list[Law]:
         """The laws of all ways to draw as many seeds with replacement."""
-        of_each_R2S = means_by_step(self.runs, reach)
+        of_each_R2S = means_by_step(self.runs, self.reach)
         draws = itertools.product(range(len(self.runs)), repeat=len(self.runs))
         return [law_of_means(of_each_R2S[list(draw)]) for draw in draws]
 
@@ -133,21 +144,17 @@ class Size(NamedTuple):
         return fit(d_N, gain_N, lambda d_N: d_N)
 
 
-def law_of(runs: Sequence[Points], reach: float) -> Law:
-    """Of the mean over runs in each STEP of d, up to d = `reach`: a run that stays at one d counts
-    there no more than one that goes on."""
-    return law_of_means(means_by_step(runs, reach))
-
-
 def law_of_means(of_each_R2S: np.ndarray) -> Law:
+    """Of the mean over runs in each step of d: one that stays at some d counts there no more than
+    one that goes on."""
     met_S = ~np.isnan(of_each_R2S).all(axis=(0, 1))
     d_M, gain_M = np.nanmean(of_each_R2S[:, :, met_S], axis=0)
     return fit(d_M, gain_M, np.log)
 
 
 def means_by_step(runs: Sequence[Points], reach: float) -> np.ndarray:
-    """(runs, 2, steps): mean d and mean gain of each run from a step on to the next; NaN where it
-    has none."""
+    """(runs, 2, steps): mean d and mean gain of each run from one STEP of d on to the next, up to
+    d = `reach`; NaN where it has none."""
     steps = np.arange(ALMOST_NONE, reach, STEP)
     return np.array([mean_by_step(run, steps, reach) for run in runs])
 
@@ -158,11 +165,6 @@ def mean_by_step(run: Points, steps: np.ndarray, reach: float) -> np.ndarray:
     count = np.bincount(step_N, minlength=len(steps))
     sums = [np.bincount(step_N, x_N[within], len(steps)) for x_N in (run.d_N, run.gold_N)]
     return np.where(count > 0, np.array(sums) / np.maximum(count, 1), np.nan)
-
-
-def reach_of(sizes: Sequence[Size]) -> float:
-    """The d that every run has reached."""
-    return min(float(run.d_N.max()) for size in sizes for run in size.runs)
 
 
 class Turn(NamedTuple):
@@ -218,6 +220,10 @@ def read_sizes(root: Path, study: Study) -> list[Size]:
         sampled = root / f"best-of-{cell.variant}-seed{cell.seed}" / "eval.jsonl"
         if sampled.is_file():
             size.best.append(best_of(sampled))
+    for size in sizes.values():
+        if len(size.best) not in (0, len(size.runs)):
+            some = f"{len(size.best)} of {len(size.runs)} seeds"
+            sys.exit(f"{root}/best-of-{size.label}-seed*: {some}; the rest: make reproduce ONLY=R6")
     return list(sizes.values())
 
 
@@ -250,8 +256,9 @@ def table(sizes: Sequence[Size]) -> str:
         "its accuracy on held-out pairs",
         "alpha",
         "beta",
-        "R2 of all seeds",
-        "R2 of each",
+        "R2",
+        "fitted up to d",
+        "R2 of each seed",
         "turn of the law, d (95 % CI)",
         "turn seen, d",
         "gain there",
@@ -261,9 +268,9 @@ def table(sizes: Sequence[Size]) -> str:
         "best of n: alpha, beta, R2",
     )
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
-    lines, reach = [], reach_of(sizes)
+    lines = []
     for size in sizes:
-        law, laws, best = size.law(reach), size.resampled(reach), size.law_of_best()
+        law, laws, best = size.law(), size.resampled(), size.law_of_best()
         ups = [rise(run) for run in size.runs]
         cells = [
             size.label,
@@ -271,8 +278,9 @@ def table(sizes: Sequence[Size]) -> str:
             f"{law.alpha:.3f} ({interval([one.alpha for one in laws])})",
             f"{law.beta:.3f} ({interval([one.beta for one in laws])})",
             f"{law.r2:.3f}",
-            ", ".join(f"{law_of([run], reach).r2:.3f}" for run in size.runs),
-            law_turn(law, laws, reach),
+            f"{size.reach:.2f}",
+            ", ".join(f"{one.r2:.3f}" for one in size.laws_of_each()),
+            law_turn(law, laws, size.reach),
             *turn_cells([turn_of(run) for run in size.runs]),
             ", ".join(f"{rho:.3f}" for rho, _ in ups),
             ", ".join(f"{100 * fall:.1f} %" for _, fall in ups),
@@ -285,7 +293,10 @@ def table(sizes: Sequence[Size]) -> str:
 def sources(study: Study, sizes: Sequence[Size]) -> str:
     """What the numbers are of."""
     seeds, points = len(sizes[0].runs), len(sizes[0].runs[0].d_N)
-    more = {"points": f"{seeds} seeds x {points} evaluations, fitted up to d {reach_of(sizes):.2f}"}
+    more = {
+        "points": f"{seeds} seeds x {points} evaluations, a law through their mean in steps of d "
+        f"{STEP:g} wide, those of each seed through all evaluations"
+    }
     more |= {"made by": f"make reproduce ONLY=R6, which runs {Path(__file__).name}"}
     return facts_lines(study, more)
 
@@ -294,10 +305,8 @@ def plot(sizes: Sequence[Size]) -> str:
     """Gains over d: worth of each evaluation and its law, the proxy's own scores, best of n."""
     with svg_figure(11.0, 4.2) as (figure, svg):
         worth, proxy = figure.subplots(1, 2)
-        reach = reach_of(sizes)
-        d_N = np.linspace(ALMOST_NONE, reach, 200)
         for size, colour in zip(sizes, COLOURS, strict=False):
-            law = size.law(reach)
+            d_N, law = np.linspace(ALMOST_NONE, size.reach, 200), size.law()
             worth.plot(d_N, law.gain(d_N), color=colour, label=size.label)
             for run in size.runs:
                 worth.plot(run.d_N, run.gold_N, ".", color=colour, ms=3, alpha=0.6)
