@@ -52,8 +52,9 @@ def test_what_was_run_says_what_was_seen(name):
     doc, was_run = load_experiment(name).doc, (ROOT / f"experiments/results/{name}").is_dir()
     assert ("\nSeen" in doc, "Not yet run." in doc) == (was_run, not was_run)
     rows = (FOLDER / "README.md").read_text(encoding="utf-8")
-    row = rf"^\| [AR]\d+ \| `{name}\.py` .*\| (.+) \| \d+ x \d+ \| (.+) \|$"
-    ((agrees, seen),) = re.findall(row, rows, re.M)
+    (row,) = re.findall(rf"^\| [AR]\d+ \| `{name}\.py` \|.*\|$", rows, re.M)
+    _, _, _, predicted, published, agrees, size, seen = row.strip("| ").split(" | ")
+    assert predicted and published and re.fullmatch(r"\d+ x \d+", size)
     assert (seen == "not yet run") == (agrees == "-") == (not was_run)
     assert not was_run or re.match(r"(yes|no|in part)\b", agrees)
 
@@ -74,6 +75,22 @@ def test_make_reproduce_runs_every_ablation():
     rows = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| ([AR]\d+) \| `(\w+)\.py`", rows, re.M)
     assert shown == [(key, name) for key, names in table.items() for name in names.split()]
+
+
+def test_make_reproduce_asks_for_the_reward_models_of_the_sweep():
+    """Best of n is scored by the stages of overoptimisation's first three runs, seed by seed."""
+    said = _make("reproduce", "ONLY=R6", "RUN_DIR=there").stdout
+    asked = re.findall(r"eval over.* --run.seed (\d) .*run\.cell (\S+) --out (\S+) ", said)
+    grid = read_grid(load_experiment("overoptimisation"))
+    stages = [cell.name for cell in grid.stages if cell.name.startswith("reward-model")]
+    names = ["16-of-250", "32-of-1000", "128-of-8000"]
+    assert names == [cell.name for cell in grid.cells if cell.seed == 0][:3]
+    expected = [
+        (str(seed), stage, f"there/overoptimisation/best-of-{name}-seed{seed}")
+        for seed in grid.seeds
+        for name, stage in zip(names, dict.fromkeys(stages), strict=False)
+    ]
+    assert asked == expected
 
 
 def test_make_reproduce_takes_rows():

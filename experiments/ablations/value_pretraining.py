@@ -25,9 +25,9 @@ Seen, three seeds (experiments/results/value_pretraining): of the held-out sums 
 have come about. 0.5 loses 0.03 (-0.09 to 0.00) where it loses 0.46 on a shared trunk
 (`gae_lambda`): a critic of its own is itself what lets lambda be small. Pre-trained 0.5 gains 0.04
 (-0.03 to +0.08), 1 gains 0.01 and 0.95 loses 0.02: no difference. With returns of lambda 1 for the
-critic 0.5 is lower in each seed, 0.873, and 0.95 the same, 0.968. What differs is how soon: at
-iteration 50 1 has 0.67 right, 0.5 0.50, with the critic's own lambda 0.43, and each pre-trained one
-is 20 iterations behind. 4 tokens are no long response, of which VC-PPO speaks.
+critic 0.5 is lower in each seed, 0.873, and 0.95 the same, 0.968, where pre-training costs 0.03
+(0.02 to 0.05). What differs is how soon: at iteration 50 1 has 0.67 right, 0.5 0.50, with the
+critic's own lambda 0.43. 4 tokens are no long response, of which VC-PPO speaks.
 
 Hardware: two CPU cores; 30 runs in four programs took 28 min with other work on the cores, SFT
 having been run.
