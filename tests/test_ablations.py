@@ -59,6 +59,23 @@ def test_what_was_run_says_what_was_seen(name):
     assert not was_run or re.match(r"(yes|no|in part)\b", agrees)
 
 
+TABLES = sorted(
+    path for name in NAMES for path in (ROOT / "experiments/results" / name).glob("*.md")
+)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_results_name_the_code_they_are_of(path):
+    """A commit without changes, a device, versions; and no file that is not there."""
+    text = path.read_text(encoding="utf-8")
+    facts = dict(re.findall(r"^(?:\| |- )(\w+)(?: \| |: )(.+?)(?: \|)?$", text, re.M))
+    commit = r"[0-9a-f]{12}( \(\d+ runs\))?"
+    assert re.fullmatch(f"{commit}(; {commit})*", facts["commit"]), facts
+    assert facts["device"] and facts["jax"]
+    for file in re.findall(r"results/[\w./-]+\.(?:jsonl|json|md|svg|csv)", text):
+        assert (ROOT / "experiments" / file).is_file(), file
+
+
 @pytest.mark.parametrize("name", sorted({*NAMES} - OTHER_TASKS))
 def test_those_on_sums_start_from_one_configuration(name):
     changes = SMALL | OWN.get(name, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppo_jax.main import main
-from ppo_jax.report_index import BEGIN, END
+from ppo_jax.report_index import BEGIN, END, index_lines
 from report_builders import folder_of, write_run, write_sweep
 
 AROUND = "# Mine\n\n| a | b |\n\n", "\n\nbelow, é\n"
@@ -78,9 +78,12 @@ def test_a_summary_of_other_columns_is_named(readme, tmp_path, capsys):
     assert readme.read_bytes() == before
 
 
-def test_the_projects_own_page_has_a_place_for_it():
-    text = (Path(__file__).parents[1] / "experiments/README.md").read_text(encoding="utf-8")
-    assert text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)
+def test_the_projects_own_page_has_the_figures_of_its_files():
+    folder = Path(__file__).parents[1] / "experiments"
+    paths = sorted((folder / "results").glob("*/summary.csv"))
+    lines = index_lines({path.parent.name: path for path in paths}, "results/")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n".join([BEGIN, *lines, END])) == text.count(BEGIN) == text.count(END) == 1
 
 
 @pytest.mark.parametrize("name", ["cartpole", "acrobot", "pendulum", "lander"])
