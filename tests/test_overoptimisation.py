@@ -235,15 +235,15 @@ def test_seeds_that_differ_widen_the_interval():
 @pytest.mark.parametrize(
     "menu, worth",
     [
-        ("a", -0.57),
-        ("ab", -0.72),  # b: -0.15
-        ("abab", -3.04),  # a second of each: 0.8 less
-        ("iii", -0.43),  # 0.39 each, twice 0.8 less
-        ("ixixi", -2.0 + 3 * 0.39 - 1.6),
-        ("abz?", -2.72),  # no dishes
+        ("a", -0.99),  # 0.37 (1 + log 0.025)
+        ("ab", -0.98),  # b: 0.37 (1 + log 0.375)
+        ("abab", -3.26),  # a second of each: 0.65 less
+        ("iiiii", -0.25),  # 0.3 each, less 0.65, 0.5, 0.3 and 0.3
+        ("ixixi", -2.0 + 3 * 0.3 - 1.15),
+        ("abz?", -2.98),  # no dishes
         ("zz", -2.0),
         ("", 0.0),
-        ("abcdefghijklmnopqrst", 0.0),  # all of them
+        ("abcdefghijklmnopqrst", 0.13),  # all of them
     ],
 )
 def test_worth_by_hand(menu, worth):
