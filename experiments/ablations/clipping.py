@@ -43,9 +43,9 @@ Seen, five seeds (experiments/results/clipping):
   0.2 either: steps so large that the clip does not save the run, so by its letter the prediction
   fails, and what shows the need of a clip is 4 epochs at the learning rate of all ablations here.
 - At a quarter of it inf has as many sums right as 0.2, 0.902 and 0.871, as predicted, at 0.06 and
-  0.015 (`policy/approxkl_avg`). There the clip is not needed, as RLOO's finding has it, though it acts
-  in 98 % of the iterations, on 3.4 % of the tokens. At the usual learning rate the first iteration alone has, in this estimate, 0.7 to 2.7 nats with 0.2, 2.4 to 6.6 without
-  a clip.
+  0.015 (`policy/approxkl_avg`). There the clip is not needed, as RLOO's finding has it, though it
+  acts in 98 % of the iterations, on 3.4 % of the tokens. At the usual learning rate the first
+  iteration alone has, in this estimate, 0.7 to 2.7 nats with 0.2, 2.4 to 6.6 without a clip.
 
 Hardware: two CPU cores; 65 runs and SFT for each of the five seeds took 130 min of one core with
 other work on it.
