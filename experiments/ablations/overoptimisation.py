@@ -54,8 +54,8 @@ through all evaluations:
   R2. The worths here, of which a few are far below the rest, and costs that grow less, are of a
   calculation: how gain and d of a policy go that follows worths with noise; the gain rises steeply
   first there, as the law has it.
-- As here, with costs of 0.65, 0.5 and 0.3, five seeds of 16 with 250: R2 0.96, but a gain that at the
-  end, at d 2.3 to 4, was 0.92 after 1.15 and in one seed still rose.
+- As here, with costs of 0.65, 0.5 and 0.3, five seeds of 16 with 250: R2 0.96, but a gain that at
+  the end, at d 2.3 to 4, was 0.92 after 1.15 and in one seed still rose.
 
 Hardware: two CPU cores; 25 runs of about a minute, as many reward models and five of SFT of about
 as long, by estimate. Not yet run.
