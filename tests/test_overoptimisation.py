@@ -237,9 +237,9 @@ def test_seeds_that_differ_widen_the_interval():
     [
         ("a", -0.99),  # 0.37 (1 + log 0.025)
         ("ab", -0.98),  # b: 0.37 (1 + log 0.375)
-        ("abab", -3.96),  # a second of each: 1 less
-        ("iiiii", -1.3),  # 0.3 each, less 1, 0.8, 0.5 and 0.5
-        ("ixixi", -2.9),
+        ("abab", -3.56),  # a second of each: 0.8 less
+        ("iiiii", -0.6),  # 0.3 each, less 0.8, 0.6, 0.35 and 0.35
+        ("ixixi", -2.5),
         ("abz?", -2.98),  # no dishes
         ("zz", -2.0),
         ("", 0.0),
