@@ -60,17 +60,19 @@ through all evaluations:
 
 Seen, five seeds (experiments/results/overoptimisation, laws.md):
 - Of 16 with 250, 32 with 1,000 and 128 with 8,000 all 15 runs turn, while the score goes on rising:
-  rank correlation with d 0.977 to 1.000, largest fall 4.6 % of its gain. The law has an R2 of 0.937,
-  0.933 and 0.911 and turns at d 1.87 (1.39 to 2.49), 2.11 (1.76 to 2.80) and 2.19 (1.76 to 3.00);
-  the mean of the turns seen is 2.00, 2.12 and 2.98, gains there 1.05, 1.21 and 1.53, 0.61, 0.82 and
-  1.06 at the end. The larger the later, and the higher, as predicted, but by less than five seeds
-  are apart: 1.2 to 3.2, 1.5 to 3.9 and 2.0 to 5.5. Alone a seed has an R2 of 0.58 to 0.96.
+  rank correlation with d 0.977 to 1.000, largest fall 4.6 % of its gain. The law has an R2 of
+  0.937, 0.933 and 0.911 and turns at d 1.87 (1.39 to 2.49), 2.11 (1.76 to 2.80) and 2.19 (1.76 to
+  3.00); the mean of the turns seen is 2.00, 2.12 and 2.98, gains there 1.05, 1.21 and 1.53, 0.61,
+  0.82 and 1.06 at the end. The larger the later, and the higher, as predicted, but by less than
+  five seeds are apart: 1.2 to 3.2, 1.5 to 3.9 and 2.0 to 5.5. Alone a seed has an R2 of 0.58 to
+  0.96.
 - The pairs are what counts: 128 with 250 has turns and gains as 16 with 250, 2.29 and 1.03, though
-  not before 32 with 1,000. 16 with 8,000 is later and higher than 128 with 8,000, 3.22 by the law and
-  1.65, in one seed not at all: here width alone does not make a turn later, it makes it earlier.
+  not before 32 with 1,000. 16 with 8,000 is later and higher than 128 with 8,000, 3.22 by the law
+  and 1.65, in one seed not at all: here width alone does not make a turn later, it makes it
+  earlier.
 - Best of n does not turn; at d 1.6 it has gained more than RL has anywhere near it. Its own form
-  fits it with 0.96 to 0.98. That it fits RL better is so of 16 with 250 and of 128 with 8,000 (0.976
-  and 0.931), not of 32 with 1,000 (0.846): not as predicted.
+  fits it with 0.96 to 0.98. That it fits RL better is so of 16 with 250 and of 128 with 8,000
+  (0.976 and 0.931), not of 32 with 1,000 (0.846): not as predicted.
 - That the R2 are above 0.9 hangs on what repeating costs, as the trials show: a gain that falls as
   fast as it rose is not of this form.
 
