@@ -1,4 +1,4 @@
-"""The laws of over-optimisation: fitted from runs of known ones, and what a menu is worth."""
+"""The laws of over-optimisation: fitted from runs of known ones."""
 
 import importlib
 import itertools
@@ -17,21 +17,21 @@ NAME = "overoptimisation"
 
 sys.path.insert(0, str(ROOT / "experiments" / "ablations"))
 laws = importlib.import_module("_overoptimisation")
-menus = importlib.import_module("overoptimisation")
+gao = importlib.import_module("_gao_law")
 
 
 def test_the_fit_finds_the_law():
     rng = np.random.default_rng(0)
     d = rng.uniform(0.2, 8.0, 200)
-    exact = laws.fit(d, d * (ALPHA - BETA * np.log(d)), np.log)
+    exact = gao.fit(d, d * (ALPHA - BETA * np.log(d)), np.log)
     np.testing.assert_allclose([exact.alpha, exact.beta, exact.r2], [ALPHA, BETA, 1.0], atol=1e-9)
     # The turn is where the derivative is zero, by a fine grid.
     grid = np.linspace(0.01, 20.0, 200_001)
     assert abs(grid[exact.gain(grid).argmax()] - exact.turn) < 2e-4
     assert exact.gain(np.array([exact.turn]))[0] == pytest.approx(BETA * exact.turn)
-    noisy = laws.fit(d, d * (ALPHA - BETA * np.log(d)) + rng.normal(0, 0.3, 200), np.log)
+    noisy = gao.fit(d, d * (ALPHA - BETA * np.log(d)) + rng.normal(0, 0.3, 200), np.log)
     assert 0.5 < noisy.r2 < 0.99 and abs(noisy.alpha - ALPHA) < 0.1
-    other = laws.fit(d, d * (ALPHA - BETA * d), lambda d: d)
+    other = gao.fit(d, d * (ALPHA - BETA * d), lambda d: d)
     np.testing.assert_allclose([other.alpha, other.beta], [ALPHA, BETA], atol=1e-9)
 
 
@@ -170,24 +170,24 @@ def test_what_is_missing_is_said(runs, tmp_path):
 def test_a_turn_is_where_runs_have_been():
     """One that lies beyond them, or that there is none of, is no number."""
     d_N = np.linspace(0.2, 3.0, 30)
-    size = lambda gold: laws.Size("x", [], [laws.Points(d_N, d_N, gold(d_N))] * 2, [])
+    size = lambda gold: gao.Size("x", [], [gao.Points(d_N, d_N, gold(d_N))] * 2, [])
     by_law = lambda size: laws.law_turn(size.law(), size.resampled(), size.reach)
     early = size(lambda d: d * (0.3 - 0.6 * np.log(d)))
     assert numbers(by_law(early)) == pytest.approx([0.61] * 3, abs=0.02)
     for alpha, beta in ((1.4, 0.6), (0.1, -0.5), (1.0, 0.0)):
         late = size(lambda d, a=alpha, b=beta: d * (a - b * np.log(d)))
         assert by_law(late) == "none up to 3.00"
-        assert laws.turn_cells([laws.turn_of(run) for run in late.runs])[0] == "none, none"
+        assert laws.turn_cells([gao.turn_of(run) for run in late.runs])[0] == "none, none"
 
 
 def test_a_turn_that_is_seen_is_of_five_evaluations():
     d_N, gold_N = np.arange(12.0), np.array([0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0, 9.0])
     # Means of five: 2, 3, 3.6, 3.8, 3.6, 3, 2, 3; the last evaluation alone is no turn.
-    found = laws.turn_of(laws.Points(d_N, d_N, gold_N))
+    found = gao.turn_of(gao.Points(d_N, d_N, gold_N))
     assert found == pytest.approx((5.0, 3.8, 3.0))
-    up = laws.turn_of(laws.Points(d_N, d_N, d_N))
+    up = gao.turn_of(gao.Points(d_N, d_N, d_N))
     assert (up.d, up.gain, up.end) == (np.inf, pytest.approx(9.0), pytest.approx(9.0))
-    one, other = laws.Turn(2.0, 3.0, 1.0), laws.Turn(np.inf, 5.0, 5.0)
+    one, other = gao.Turn(2.0, 3.0, 1.0), gao.Turn(np.inf, 5.0, 5.0)
     assert laws.turn_cells([one, one]) == ["2.00 (2.00, 2.00)", "3.00", "1.00"]
     assert laws.turn_cells([one, other]) == ["2.00, none", "4.00", "3.00"]
 
@@ -196,8 +196,8 @@ def test_a_law_is_fitted_as_far_as_every_seed_went():
     law = lambda d: d * (ALPHA - BETA * np.log(d))
     near, far = np.linspace(0.2, 3.0, 30), np.linspace(0.2, 6.0, 60)
     bent = np.where(far > 3.0, -5.0, law(far))  # beyond what the other seed has seen
-    runs = [laws.Points(d, d, gold) for d, gold in ((near, law(near)), (far, bent))]
-    both, one = (laws.Size("x", [], some, []) for some in (runs, runs[1:]))
+    runs = [gao.Points(d, d, gold) for d, gold in ((near, law(near)), (far, bent))]
+    both, one = (gao.Size("x", [], some, []) for some in (runs, runs[1:]))
     assert (both.reach, one.reach) == (3.0, 6.0)
     assert both.law().r2 > 0.9999 and both.law().beta == pytest.approx(BETA, abs=0.01)
     assert one.law().r2 < 0.9
@@ -210,99 +210,23 @@ def test_a_run_that_stays_counts_no_more_than_one_that_goes_on():
     grid = np.linspace(0.1, 3.0, 291)
     law = lambda alpha, d: d * (alpha - BETA * np.log(d))
     stays = np.concatenate([grid, np.full(5000, 3.0)])
-    runs = [laws.Points(d, d, law(alpha, d)) for alpha, d in ((1.0, grid), (2.0, stays))]
-    found = laws.law_of_means(laws.means_by_step(runs, 3.0))
+    runs = [gao.Points(d, d, law(alpha, d)) for alpha, d in ((1.0, grid), (2.0, stays))]
+    found = gao.law_of_means(gao.means_by_step(runs, 3.0))
     assert found.alpha == pytest.approx(1.5, abs=0.01)
     assert found.beta == pytest.approx(BETA, abs=0.01) and found.r2 > 0.999
     # Where only one has been, the mean is its own.
-    part = laws.Points(*(x_N[grid < 1.0] for x_N in runs[0]))
-    short, whole = laws.means_by_step([part, runs[0]], 3.0)
+    part = gao.Points(*(x_N[grid < 1.0] for x_N in runs[0]))
+    short, whole = gao.means_by_step([part, runs[0]], 3.0)
     assert np.isnan(short).any() and not np.isnan(whole).any()
-    found = laws.law_of_means(laws.means_by_step([part, runs[0]], 3.0))
+    found = gao.law_of_means(gao.means_by_step([part, runs[0]], 3.0))
     assert found.alpha == pytest.approx(1.0, abs=0.01)
 
 
 def test_seeds_that_differ_widen_the_interval():
     d_N = np.linspace(0.2, 9.0, 40)
-    runs = [laws.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
+    runs = [gao.Points(d_N, d_N, d_N * (1.0 - b * np.log(d_N))) for b in (0.5, 0.6, 0.7)]
     turns = [np.exp(1 / b - 1) for b in (0.5, 0.7)]
-    found = laws.interval([one.turn for one in laws.Size("x", [], runs, []).resampled()])
+    found = laws.interval([one.turn for one in gao.Size("x", [], runs, []).resampled()])
     assert numbers(found) == pytest.approx(turns[::-1], abs=0.02)
-    flat = laws.Points(d_N, np.ones_like(d_N), d_N)
-    assert all(map(np.isnan, laws.rise(flat)))
-
-
-@pytest.mark.parametrize(
-    "menu, worth",
-    [
-        ("a", -0.99),  # 0.37 (1 + log 0.025)
-        ("ab", -0.98),  # b: 0.37 (1 + log 0.375)
-        ("abab", -3.56),  # a second of each: 0.8 less
-        ("iiiii", -0.6),  # 0.3 each, less 0.8, 0.6, 0.35 and 0.35
-        ("ixixi", -2.5),
-        ("abz?", -2.98),  # no dishes
-        ("zz", -2.0),
-        ("", 0.0),
-        ("abcdefghijklmnopqrst", 0.13),  # all of them
-    ],
-)
-def test_worth_by_hand(menu, worth):
-    assert menus.worth(menu) == worth
-    assert menus.by_worth(["x", "y"], [menu, menu]) == [worth, worth]
-
-
-DATA = ROOT / "experiments" / "data"
-
-
-def test_the_generator_makes_the_files(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(DATA))
-    files = importlib.import_module("_files")
-    monkeypatch.setattr(files, "FOLDER", tmp_path)
-    splits = importlib.import_module("_make_menus").splits()
-    files.write("menus", splits)
-    for name in splits:
-        made = (tmp_path / "menus" / f"{name}.jsonl").read_bytes()
-        assert made == (DATA / "menus" / f"{name}.jsonl").read_bytes(), name
-
-
-def read_rows(name):
-    return [
-        json.loads(line) for line in (DATA / "menus" / f"{name}.jsonl").read_text().splitlines()
-    ]
-
-
-def test_pairs_show_what_the_rule_pays_and_what_it_does_not():
-    """No dish is served twice in pairs; in menus for SFT as often as by chance. No prompt stands in
-    two files; those of fewer pairs are the first of all."""
-    prompts, dishes = [], []
-    for name in ("sft", "sft_eval", "ppo", "eval", "pairs", "pairs_eval"):
-        rows = read_rows(name)
-        prompts += [row["prompt"] for row in rows]
-        shown = [
-            (column, row[column])
-            for row in rows
-            for column in ("response", "chosen", "rejected")
-            if column in row
-        ]
-        for column, menu in shown:
-            assert len(menu) == menus.COURSES and set(menu) <= menus.WORTH.keys()
-            if column == "response":
-                dishes.append(len(set(menu)))
-            else:
-                assert len(set(menu)) == menus.COURSES
-    assert len(prompts) == len(set(prompts))
-    assert np.mean(dishes) == pytest.approx(20 * (1 - 0.95**menus.COURSES), abs=0.1)
-    for count in (250, 1000):
-        assert read_rows(f"pairs_{count}") == read_rows("pairs")[:count]
-
-
-def test_menus_are_chosen_as_often_as_bradley_and_terry_have_it():
-    """In fifths of the pairs, by how much more one of them is worth."""
-    rows = read_rows("pairs")
-    more = np.array([menus.worth(row["chosen"]) - menus.worth(row["rejected"]) for row in rows])
-    for fifth in np.array_split(more[np.argsort(np.abs(more))], 5):
-        expected = np.mean(1 / (1 + np.exp(-np.abs(fifth))))
-        error = np.sqrt(0.25 / len(fifth))
-        assert np.mean(fifth > 0) + np.mean(fifth == 0) / 2 == pytest.approx(
-            expected, abs=4 * error
-        )
+    flat = gao.Points(d_N, np.ones_like(d_N), d_N)
+    assert all(map(np.isnan, gao.rise(flat)))
