@@ -25,27 +25,34 @@ why, the shared trunk with 4 samples of 64 loses as much to 256 prompts, and is 
 0.05.
 
 Seen, five seeds (experiments/results/critics):
-- Held-out sums: a critic of its own 0.948, pre-trained 0.924, shared with 0.1 0.923, with 0.5
-  0.887; REINFORCE 0.849, RLOO 0.802, group mean 0.743. The prediction fails: what compares samples
-  of one prompt is below all with a critic, RLOO by 0.085 (0.05 to 0.11) to the lowest. It sees 64
-  prompts where the others see 256, and a quarter of the groups of four are all right or all wrong
-  at 0.3 right, and teach nothing; its scores fall to 0.18 in the first 20 iterations and are still
-  rising at the end (0.61, 0.72, 0.80 at iterations 100, 150, 200). With 512 sequences and 300
-  iterations RLOO has 0.98 right (`arithmetic.py`).
-- Explained variance of a critic of its own 0.39, of the shared one with 0.1 -0.03: as predicted.
-- The scores of the first 20 iterations of those with a critic fall by 0.04 at most and pre-training
-  removes nothing: as predicted; at iteration 20 it is behind by 0.15, at the end by 0.02.
-- Seconds of an iteration: a critic of its own 1.7 times the shared trunk's (predicted: 1.4 at
-  least); the group mean as long as the shared trunk (predicted: shorter), whose critic is one
-  column of a product. Those of RLOO and REINFORCE, one seed of the pre-trained critic and two of
-  the shared one with 0.1 were taken beside other work.
-- Memory of the process, in the four seeds that found their program compiled: 916 to 917 MB with
-  the shared trunk, a critic of its own 62 to 65 more, no critic 4 to 20 less; nearly all of it is
-  not the 0.36 million weights'. Compiling, the first seed's took 1.5 to 1.6 GB, and what the table
-  says of intervals is of all five.
+- Held-out sums: a critic of its own 0.943, shared with 0.5 0.940, pre-trained 0.916, shared with
+  0.1 0.876; REINFORCE 0.864, RLOO 0.863, group mean 0.862. Not all are within 0.05 of the best, as
+  predicted; those without a critic are 0.08 below it, but 0.01 only below the lowest critic.
+- The shared trunk with 4 samples of 64 prompts has 0.812 (one seed 0.33), 0.13 less than with 256
+  prompts (0.03 to 0.32), and RLOO 0.05 more than that (-0.04 to 0.21): on one and the same prompts
+  it is as good without a critic, and what it loses, the fewer prompts lose. A quarter of the
+  groups of four are all right or all wrong at 0.3 right, and teach nothing; scores of RLOO fall to
+  0.18 in the first 20 iterations and are still rising at the end (0.63, 0.79, 0.88 at iterations
+  100, 150, 200). With 512 sequences and 300 iterations it has 0.98 right (`arithmetic.py`).
+- Explained variance of a critic of its own 0.46, of the shared one with 0.1 0.09: as predicted.
+- The scores of the first 20 iterations of those with a critic and 256 prompts fall by 0.04 at most
+  and pre-training removes nothing: as predicted; at iteration 20 it is behind by 0.15, at the end
+  by 0.03.
+- Seconds of an iteration, each run on a core of its own: a critic of its own 1.77 times the shared
+  trunk's (predicted: 1.4 at least); without one as long as the shared trunk, 1.00 to 1.01
+  (predicted: shorter), whose critic is one column of a product.
+- Memory of the process where it found its program compiled: 711 to 730 MB with the shared trunk, 762
+  to 781 with a critic of its own, 700 to 716 without one; nearly all of it is not the 0.36 million
+  weights'. Those that compiled took 1.3 to 1.4 GB, and what the table says of intervals is of all
+  five.
 
-Hardware: two CPU cores; 35 runs, each by itself, and SFT for each of the five seeds took 37 min of
-one core.
+An earlier run of the first seven, on another machine and so from other SFT weights, had 0.948 of a
+critic of its own, 0.924 pre-trained, 0.923 and 0.887 shared with 0.1 and 0.5, REINFORCE 0.849, RLOO
+0.802, group mean 0.743: the order within those with a critic and within those without is not to be
+had from five seeds.
+
+Hardware: two CPU cores; 40 runs, each by itself, a core each (`sweep critics --index N`, even N on
+one, odd N on the other), and SFT for each of the five seeds took 24 min.
 """
 
 from ppo_jax.config import replace

@@ -19,12 +19,11 @@ beginnings are as many. It fails if a seed with the penalty is below 0.99, or if
 it does not drift.
 
 Seen (experiments/results/eos): as predicted. Of the held-out responses 0.9996 end with the penalty
-(each seed at least 0.998), 0.63 without it (0.11, 1.00, 0.79, 0.25 and 0.99 of the seeds): nothing
-pulls either way, and three seeds of five drift, one to hardly an end at all. Right beginnings:
-0.891 and 0.910, the same within the interval.
+(each seed at least 0.998), 0.73 without it (0.86, 1.00, 0.70, 0.18 and 0.92 of the seeds): nothing
+pulls either way, and four seeds of five drift, one to hardly an end. Right beginnings: 0.934 and
+0.918, the same within the interval.
 
-Hardware: two CPU cores; 10 runs as one program and SFT for each of the five seeds took 12 min of
-one core.
+Hardware: two CPU cores; 10 runs as one program took 6 min of both, without SFT.
 """
 
 import jax.numpy as jnp
