@@ -41,9 +41,9 @@ Seen, five seeds (experiments/results/critics):
 - Seconds of an iteration, each run on a core of its own: a critic of its own 1.77 times the shared
   trunk's (predicted: 1.4 at least); without one as long as the shared trunk, 1.00 to 1.01
   (predicted: shorter), whose critic is one column of a product.
-- Memory of the process where it found its program compiled: 711 to 730 MB with the shared trunk, 762
-  to 781 with a critic of its own, 700 to 716 without one; nearly all of it is not the 0.36 million
-  weights'. Those that compiled took 1.3 to 1.4 GB, and what the table says of intervals is of all
+- Memory of the process where it found its program compiled: 709 to 730 MB with the shared trunk,
+  762 to 781 with a critic of its own, 700 to 716 without one; nearly all of it is not the 0.36
+  million weights'. Those that compiled took 1.3 to 1.4 GB, and what the table says of intervals is of all
   five.
 
 An earlier run of the first seven, on another machine and so from other SFT weights, had 0.948 of a
