@@ -43,8 +43,8 @@ Seen, five seeds (experiments/results/critics):
   (predicted: shorter), whose critic is one column of a product.
 - Memory of the process where it found its program compiled: 709 to 730 MB with the shared trunk,
   762 to 781 with a critic of its own, 700 to 716 without one; nearly all of it is not the 0.36
-  million weights'. Those that compiled took 1.3 to 1.4 GB, and what the table says of intervals is of all
-  five.
+  million weights'. Those that compiled took 1.3 to 1.4 GB, and what the table says of intervals is
+  of all five.
 
 An earlier run of the first seven, on another machine and so from other SFT weights, had 0.948 of a
 critic of its own, 0.924 pre-trained, 0.923 and 0.887 shared with 0.1 and 0.5, REINFORCE 0.849, RLOO
